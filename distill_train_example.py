@@ -1,0 +1,173 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Train a teacher, a plain student and a distilled student, and compare them.
+
+Usage:
+    python distill_train_example.py    # scikit-learn's digits, offline, a few minutes on two CPU cores
+    python distill_train_example.py teacher=best.pt model=yolo11n-cls.yaml data=path/to/dataset epochs=50 imgsz=224
+
+Any training or distillation argument can be given as key=value. `teacher` is a trained `.pt`, or a `.yaml` to train
+first, for `teacher_epochs` epochs. Students share seed, epochs and data.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from ultralytics import YOLO
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils import DATASETS_DIR, LOGGER, RUNS_DIR
+from ultralytics.utils.files import increment_path
+
+DEFAULTS = {"model": "yolo11n-cls.yaml", "teacher": "yolo11s-cls.yaml", "teacher_epochs": 20, "epochs": 10}
+DIGITS = {"imgsz": 32, "batch": 64, "optimizer": "AdamW", "lr0": 0.002, "fliplr": 0.0, "plots": False}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the comparison with `key=value` arguments."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    given = parse_arguments(arguments)
+    settings = (
+        {**DEFAULTS, **given} if "data" in given else {**DEFAULTS, **DIGITS, "data": str(write_digits()), **given}
+    )
+    compare(settings)
+
+
+def compare(settings: dict[str, Any]) -> Path:
+    """Train the three networks, print their table and draw their accuracy per epoch.
+
+    Args:
+        settings (dict[str, Any]): Training and distillation arguments, and `teacher_epochs`.
+
+    Returns:
+        (Path): The folder that holds the three runs and the plot.
+    """
+    teacher, teacher_epochs = settings.pop("teacher"), settings.pop("teacher_epochs")
+    distillation, training = DistillationArgs.split(settings)
+    folder = Path(increment_path(RUNS_DIR / "classify" / "distill_example"))
+    training["project"] = str(folder)
+
+    rows = []
+    if str(teacher).endswith((".yaml", ".yml")):
+        rows.append(train(ClassificationTrainer, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
+        teacher = rows[0]["file"]
+    else:
+        rows.append({"name": "teacher", "file": teacher, "seconds": float("nan"), **evaluate(teacher, training)})
+    rows.append(train(ClassificationTrainer, training, "plain"))
+    rows.append(train(DistillationClassificationTrainer, {**training, **distillation, "teacher": teacher}, "distilled"))
+
+    LOGGER.info(f"\n{'':<12}{'parameters':>12}{'top-1':>8}{'top-5':>8}{'seconds':>9}")
+    for row in rows:
+        LOGGER.info(
+            f"{row['name']:<12}{row['parameters']:>12,}{row['top1']:>8.1%}{row['top5']:>8.1%}{row['seconds']:>9.0f}"
+        )
+    gain = 100 * (rows[2]["top1"] - rows[1]["top1"])
+    LOGGER.info(f"The teacher changed the student's top-1 by {gain:+.1f} points on {training['data']}.")
+    plot(rows, folder / "comparison.png")
+    LOGGER.info(f"Plot saved to {folder / 'comparison.png'}")
+    return folder
+
+
+def train(trainer_class: type[ClassificationTrainer], overrides: dict[str, Any], name: str) -> dict[str, Any]:
+    """Train one network and report on its best checkpoint.
+
+    Args:
+        trainer_class (type[ClassificationTrainer]): Plain or distilling.
+        overrides (dict[str, Any]): Training arguments.
+        name (str): Name of the run.
+
+    Returns:
+        (dict[str, Any]): name, file, seconds, parameters, top1, top5 (fractions), and curve, the top-1 per epoch.
+    """
+    LOGGER.info(f"\nTraining {name}: {overrides['model']}")
+    start = time.perf_counter()
+    trainer = trainer_class(overrides={**overrides, "name": name})
+    trainer.train()
+    seconds = time.perf_counter() - start
+    curve = trainer.read_results_csv()["metrics/accuracy_top1"]
+    file = str(trainer.best)
+    return {"name": name, "file": file, "seconds": seconds, "curve": curve, **evaluate(file, overrides)}
+
+
+def evaluate(file: str, training: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a checkpoint, and its top-1 and top-5 accuracy as fractions."""
+    model = YOLO(file)
+    keys = training.keys() & {"data", "imgsz", "batch", "device", "project"}
+    metrics = model.val(**{k: training[k] for k in keys}, name=f"val_{Path(file).stem}", plots=False, verbose=False)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "top1": metrics.top1, "top5": metrics.top5}
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw the students' validation accuracy per epoch against the teacher's line."""
+    import matplotlib.pyplot as plt
+
+    teacher, *students = rows
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.axhline(100 * teacher["top1"], color="0.4", linestyle="--", label=f"teacher {teacher['top1']:.1%}")
+    for row, color in zip(students, ("tab:orange", "tab:blue"), strict=True):
+        epochs = range(1, len(row["curve"]) + 1)
+        axes.plot(epochs, [100 * x for x in row["curve"]], "o-", color=color, label=f"{row['name']} {row['top1']:.1%}")
+    axes.set(xlabel="epoch", ylabel="validation top-1 accuracy (%)", title="One student, with and without a teacher")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def load_digit_images() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return scikit-learn's digits as uint8 images of shape (1797, 32, 32), their labels, and the class names."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    enlarged = images.repeat(4, axis=1).repeat(4, axis=2)  # Ultralytics takes images under 10 pixels for corrupt
+    return enlarged, digits.target, [str(name) for name in digits.target_names]
+
+
+def write_digits() -> Path:
+    """Write the digits as an image folder, a fifth of each class for validation, once, and return the folder."""
+    from sklearn.model_selection import train_test_split
+
+    images, labels, names = load_digit_images()
+    train_x, val_x, train_y, val_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return write_image_folder(DATASETS_DIR / "digits", {"train": (train_x, train_y), "val": (val_x, val_y)}, names)
+
+
+def write_image_folder(folder: Path, splits: dict[str, tuple[np.ndarray, Iterable[int]]], names: list[str]) -> Path:
+    """Write images as PNG files in `folder/split/class`, whole or not at all; an existing folder is kept.
+
+    Args:
+        folder (Path): Where to write.
+        splits (dict[str, tuple[np.ndarray, Iterable[int]]]): uint8 images of shape (N, H, W) or (N, H, W, 3) and N
+            class indices, by split.
+        names (list[str]): Class names.
+
+    Returns:
+        (Path): The folder.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        for split, (images, labels) in splits.items():
+            for name in names:
+                (Path(partial) / folder.name / split / name).mkdir(parents=True)
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                Image.fromarray(image).save(Path(partial) / folder.name / split / names[label] / f"{i:05}.png")
+        os.replace(Path(partial) / folder.name, folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""The distillation arguments: what is accepted, what is refused and in which words."""
+
+from pathlib import Path
+
+import pytest
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+
+
+def test_defaults():
+    args = DistillationArgs()
+    assert (args.distill_alpha, args.distill_beta, args.temperature) == (0.7, 0.3, 4.0)
+    assert args.response_distill is args.feature_distill is args.attention_distill is True
+    assert args.teacher is None
+    assert args.distill_layers is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("distill_alpha", "0.7", 0.7),
+        ("distill_alpha", 0, 0),
+        ("distill_beta", 1, 1),
+        ("temperature", "2", 2),
+        ("feature_distill", "False", False),
+        ("attention_distill", "true", True),
+        ("feature_weight", 0, 0),
+        ("distill_layers", "4,6,9", (4, 6, 9)),
+        ("distill_layers", [[2, 4], [3, 6]], [[2, 4], [3, 6]]),
+        ("distill_layers", "None", None),
+        ("teacher", "1.pt", "1.pt"),
+        ("teacher", Path("a") / "b.pt", str(Path("a") / "b.pt")),
+    ],
+)
+def test_values_are_read(key, value, read):
+    assert getattr(DistillationArgs(**{key: value}), key) == read
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "values"),
+    [
+        ("distill_alpha", 1.5, ValueError, "between 0.0 and 1.0"),
+        ("distill_alpha", "-0.1", ValueError, "between 0.0 and 1.0"),
+        ("distill_beta", float("nan"), ValueError, "between 0.0 and 1.0"),
+        ("distill_beta", "much", TypeError, "int or float"),
+        ("distill_beta", None, TypeError, "int or float"),
+        ("temperature", 0, ValueError, "greater than 0"),
+        ("temperature", float("inf"), ValueError, "greater than 0"),
+        ("temperature", True, TypeError, "int or float"),
+        ("feature_distill", 1, TypeError, "bool"),
+        ("attention_distill", "yes", TypeError, "bool"),
+        ("feature_weight", -1, ValueError, "0 or greater"),
+        ("attention_weight", [1], TypeError, "int or float"),
+        ("teacher", 3, TypeError, "str or Path"),
+        ("teacher", "", ValueError, "a file path"),
+        ("distill_layers", 4, TypeError, "a list of int"),
+        ("distill_layers", ["a"], TypeError, "a list of int"),
+        ("distill_layers", [4.0], TypeError, "a list of int"),
+        ("distill_layers", [], ValueError, "0 or greater"),
+        ("distill_layers", [-1], ValueError, "0 or greater"),
+        ("distill_layers", [[4], [4, 6]], ValueError, "as many"),
+        ("distill_layers", [[4], [4], [4]], ValueError, "as many"),
+        ("distill_layers", [[], []], ValueError, "0 or greater"),
+    ],
+)
+def test_wrong_values_are_named(key, value, error, values):
+    with pytest.raises(error) as e:
+        DistillationArgs(**{key: value})
+    assert f"'{key}={value}'" in str(e.value)
+    assert values in str(e.value)
+
+
+def test_no_loss_is_refused():
+    with pytest.raises(ValueError, match="'distill_alpha=0' and 'distill_beta=0'"):
+        DistillationArgs(distill_alpha=0, distill_beta=0)
+    with pytest.raises(ValueError, match="all off"):
+        DistillationArgs(response_distill=False, feature_weight=0, attention_distill=False)
+    DistillationArgs(response_distill=False, feature_distill=False, attention_distill=False, distill_alpha=0)
+
+
+def test_split_leaves_its_argument_alone():
+    overrides = {"teacher": "a.pt", "temperature": 2.0, "epochs": 3, "imgsz": 32}
+    given, rest = DistillationArgs.split(overrides)
+    assert given == {"teacher": "a.pt", "temperature": 2.0}
+    assert rest == {"epochs": 3, "imgsz": 32}
+    assert overrides == {"teacher": "a.pt", "temperature": 2.0, "epochs": 3, "imgsz": 32}
+
+
+def test_distill_model_is_another_name_for_teacher():
+    for overrides in (
+        {"distill_model": "a.pt"},
+        {"distill_model": "a.pt", "teacher": None},
+        {"distill_model": "a.pt", "teacher": Path("a.pt")},
+    ):
+        given, rest = DistillationArgs.split(overrides)
+        assert str(given["teacher"]) == "a.pt"
+        assert rest["distill_model"] is None
+    with pytest.raises(ValueError, match=r"distill_model=a.pt.*teacher=b.pt"):
+        DistillationArgs.split({"distill_model": "a.pt", "teacher": "b.pt"})
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("temprature", "temperature"), ("distil_alpha", "distill_alpha"), ("epoch", "epochs")]
+)
+def test_misspelt_keys_get_the_nearest_valid_ones(key, nearest):
+    with pytest.raises(SyntaxError) as e:
+        DistillationArgs.split({key: 1})
+    assert f"'{key}' is not a valid YOLO argument" in e.value.msg
+    assert nearest in e.value.msg
+
+
+def test_arguments_in_upstream_syntax():
+    line = ["epochs=3", "teacher", "=", "a.pt", "feature_distill=False", "distill_layers=[4,", "6]", "cos_lr"]
+    assert parse_arguments(line) == {
+        "epochs": 3,
+        "teacher": "a.pt",
+        "feature_distill": False,
+        "distill_layers": [4, 6],
+        "cos_lr": True,
+    }
+    with pytest.raises(SyntaxError, match="'train' is not a valid argument"):
+        parse_arguments(["train"])

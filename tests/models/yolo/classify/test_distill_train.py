@@ -1,0 +1,450 @@
+"""The trainer on real images: what distillation changes, and what it must leave as plain training has it."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import TRAINING, write_digits
+from ultralytics import YOLO
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
+from ultralytics.utils.torch_utils import unwrap_model
+
+DISTILLATION_LOSSES = ("response_loss", "feature_loss", "attention_loss")
+
+
+def train(overrides, trainer_class=DistillationClassificationTrainer, **callbacks):
+    trainer = trainer_class(overrides=overrides)
+    for event, callback in callbacks.items():
+        trainer.add_callback(event, callback)
+    trainer.train()
+    return trainer
+
+
+def plain(overrides):
+    return {k: v for k, v in overrides.items() if k in {*TRAINING, "model", "data", "project", "epochs", "seed"}}
+
+
+def rows(trainer):
+    with trainer.csv.open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(file):
+    return load_checkpoint(file)[0].state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def finished(digits, teacher, tmp_path_factory):
+    """A finished two-epoch run with every loss, its mid-run checkpoint kept, and what was seen on the way."""
+    seen = {}
+    overrides = {
+        **TRAINING,
+        "model": "yolo11n-cls.yaml",
+        "teacher": str(teacher),
+        "data": str(digits),
+        "project": str(tmp_path_factory.mktemp("finished")),
+        "epochs": 2,
+        "save_period": 1,
+        "plots": True,
+    }
+
+    def on_start(trainer):
+        student = unwrap_model(trainer.model)
+        seen["teacher"] = {k: v.clone() for k, v in trainer.teacher.model.state_dict().items()}
+        seen["adapters"] = {k: v.clone() for k, v in student.distill_adapters.state_dict().items()}
+        seen["optimized"] = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+        seen["adapter_ids"] = {id(p) for p in student.distill_adapters.parameters()}
+        seen["teacher_ids"] = {id(p) for p in trainer.teacher.model.parameters()}
+        seen["student_type"] = type(student)
+        seen["state_keys"] = set(student.state_dict())
+
+    def on_epoch_end(trainer):
+        seen["adapters_after"] = {
+            k: v.clone() for k, v in unwrap_model(trainer.model).distill_adapters.state_dict().items()
+        }
+
+    def on_train_end(trainer):
+        seen["teacher_after"] = trainer.teacher.model.state_dict()
+
+    trainer = train(overrides, on_train_start=on_start, on_train_epoch_end=on_epoch_end, on_train_end=on_train_end)
+    return trainer, seen, overrides
+
+
+def test_student_stays_plain_and_teacher_outside(finished):
+    _, seen, _ = finished
+    assert seen["student_type"] is ClassificationModel
+    assert {k.split(".")[0] for k in seen["state_keys"]} == {"model", "distill_adapters"}
+    assert seen["adapter_ids"] <= seen["optimized"]
+    assert not seen["teacher_ids"] & seen["optimized"]
+
+
+def test_teacher_is_untouched_and_adapters_learn(finished):
+    _, seen, _ = finished
+    assert same(seen["teacher"], seen["teacher_after"])
+    assert not any(torch.equal(v, seen["adapters"][k]) for k, v in seen["adapters_after"].items())
+
+
+def test_losses_reach_the_results(finished):
+    trainer, _, _ = finished
+    table = rows(trainer)
+    assert len(table) == 2
+    losses = [c for c in table[0] if c.endswith("loss")]
+    assert losses == ["train/loss", *(f"train/{name}" for name in DISTILLATION_LOSSES), "val/loss"]
+    assert all(float(row[c]) > 0 for row in table for c in losses)
+    assert (trainer.save_dir / "results.png").stat().st_size > 0
+
+
+def test_progress_columns_line_up(finished):
+    header = finished[0].progress_string().strip("\n")
+    assert header.split() == ["Epoch", "GPU_mem", "loss", "response", "feature", "attention", "Instances", "Size"]
+    assert len(header) == 11 * 8
+
+
+def test_arguments_are_recorded(finished):
+    trainer, _, overrides = finished
+    saved = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
+    assert saved["teacher"] == overrides["teacher"]
+    assert (saved["distill_alpha"], saved["temperature"], saved["feature_distill"]) == (0.7, 4.0, True)
+    assert saved["distill_model"] is None
+    assert torch.load(trainer.wdir / "epoch0.pt", weights_only=False)["train_args"]["teacher"] == overrides["teacher"]
+
+
+def test_final_checkpoints_are_what_plain_training_writes(finished, tmp_path):
+    trainer, _, overrides = finished
+    twin = train({**plain(overrides), "project": str(tmp_path)}, ClassificationTrainer)
+    for name in ("best", "last"):
+        ours = torch.load(getattr(trainer, name), weights_only=False)
+        theirs = torch.load(getattr(twin, name), weights_only=False)
+        assert ours.keys() == theirs.keys()
+        assert ours["train_args"].keys() == theirs["train_args"].keys()
+        assert ours["model"].__dict__.keys() == theirs["model"].__dict__.keys()
+        assert ours["model"]._modules.keys() == theirs["model"]._modules.keys()
+        assert {k: v.shape for k, v in ours["model"].state_dict().items()} == {
+            k: v.shape for k, v in theirs["model"].state_dict().items()
+        }
+        assert ours["model"].names == theirs["model"].names
+        assert ours["model"].yaml == theirs["model"].yaml
+        assert not any(m._forward_hooks for m in ours["model"].modules())
+    assert not list(trainer.wdir.glob("*.tmp"))
+
+
+def test_checkpoints_open_where_this_project_is_not(finished, digits, tmp_path):
+    """Mid-run and final checkpoints predict in a process that cannot import a module of ours."""
+    trainer, _, _ = finished
+    image = next((digits / "val" / "3").iterdir())
+    script = tmp_path / "predict.py"
+    script.write_text(
+        "import importlib.util, sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if 'distill' in name and name != 'ultralytics.nn.distill_model' or name == 'ultralytics.nn.taps' "
+        "or name == 'ultralytics.nn.teacher':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "try:\n"
+        "    import ultralytics.utils.distillation\n"
+        "except ModuleNotFoundError:\n"
+        "    pass\n"
+        "else:\n"
+        "    raise SystemExit('not blocked')\n"
+        "from ultralytics import YOLO\n"
+        "for file in sys.argv[2:]:\n"
+        "    result = YOLO(file).predict(sys.argv[1], imgsz=32, verbose=False, device='cpu')[0]\n"
+        "    print('class', result.names[result.probs.top1], float(result.probs.data.sum()))\n"
+    )
+    files = [trainer.wdir / name for name in ("best.pt", "last.pt", "epoch0.pt")]
+    assert "distill_adapters" in load_checkpoint(files[2])[0]._modules  # the mid-run one still has them
+    done = subprocess.run(
+        [sys.executable, script, image, *files], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("class")]
+    assert len(lines) == 3
+    assert all(line[1] in "0123456789" and float(line[2]) == pytest.approx(1, abs=1e-3) for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["torchscript", "onnx"])
+def test_export_gives_the_same_answers(finished, target, tmp_path):
+    trainer, _, _ = finished
+    file = tmp_path / "student.pt"
+    file.write_bytes(trainer.best.read_bytes())
+    exported = YOLO(file).export(format=target, imgsz=32, device="cpu")
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected, _ = load_checkpoint(file)[0](x)
+    if target == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+        answer = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    else:
+        answer = torch.jit.load(exported)(x)
+    torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_is_left_on_the_student(finished):
+    student = unwrap_model(finished[0].model)
+    assert student.criterion is None
+    assert not hasattr(student, "distill_adapters")
+    assert not any(m._forward_hooks for m in student.modules())
+
+
+TERMS = {
+    "response": {"feature_distill": False, "attention_distill": False},
+    "feature": {"response_distill": False, "attention_distill": False},
+    "attention": {"response_distill": False, "feature_distill": False},
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_alone_moves_the_backbone(term, overrides):
+    """With no label loss and no weight decay, nothing but the term's gradient can move a weight."""
+    before, names = {}, []
+
+    def on_start(trainer):
+        names.extend(n for n, _ in trainer.model.named_parameters())
+        before.update({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+
+    moved = {}
+
+    def on_epoch_end(trainer):
+        moved.update({n: not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters()})
+
+    alone = {**overrides, **TERMS[term], "distill_alpha": 1.0, "distill_beta": 0.0, "weight_decay": 0.0}
+    trainer = train(alone, on_train_start=on_start, on_train_epoch_end=on_epoch_end)
+    assert [name for name in trainer.loss_names if name != "loss"] == [f"{term}_loss"]
+    backbone = {n: v for n, v in moved.items() if n.startswith(tuple(f"model.{i}." for i in range(5)))}
+    assert sum(v for n, v in backbone.items() if "conv.weight" in n) == sum("conv.weight" in n for n in backbone)
+    assert moved["model.10.linear.weight"] == (term == "response")  # maps lie below the head
+    adapters = [v for n, v in moved.items() if n.startswith("distill_adapters")]
+    assert adapters == [True] * (6 if term == "feature" else 0)
+
+
+def record_first_batch(trainer_class):
+    class Recorder(trainer_class):
+        first = None
+
+        def preprocess_batch(self, batch):
+            if self.first is None:
+                self.first = batch["img"].clone()
+                self.initial = {
+                    k: v.clone() for k, v in self.model.state_dict().items() if not k.startswith("distill_adapters")
+                }
+            return super().preprocess_batch(batch)
+
+    return Recorder
+
+
+def test_random_stream_is_that_of_plain_training(overrides, tmp_path):
+    ours = train(overrides, record_first_batch(DistillationClassificationTrainer))
+    theirs = train({**plain(overrides), "project": str(tmp_path / "plain")}, record_first_batch(ClassificationTrainer))
+    assert same(ours.initial, theirs.initial)
+    assert torch.equal(ours.first, theirs.first)
+    assert not same(weights(ours.last), weights(theirs.last))
+
+
+def test_without_weight_the_run_is_bit_identical_to_plain(overrides, tmp_path, caplog):
+    off = {**overrides, "epochs": 2, "distill_alpha": 0, "distill_beta": 1}
+    ours = train(off)
+    theirs = train({**plain(overrides), "epochs": 2, "project": str(tmp_path / "plain")}, ClassificationTrainer)
+    assert same(weights(ours.last), weights(theirs.last))
+    assert same(weights(ours.best), weights(theirs.best))
+    timeless = [{k: v for k, v in row.items() if k != "time"} for row in rows(ours)]
+    assert timeless == [{k: v for k, v in row.items() if k != "time"} for row in rows(theirs)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses"),
+    [
+        ({"feature_weight": 0}, ["response_loss", "attention_loss"]),
+        ({"feature_distill": False, "attention_weight": 0.0}, ["response_loss"]),
+    ],
+)
+def test_terms_without_weight_build_nothing(settings, losses, overrides):
+    def on_start(trainer):
+        assert not hasattr(trainer.model, "distill_adapters")
+
+    trainer = train({**overrides, **settings, "fraction": 0.2}, on_train_start=on_start)
+    assert list(trainer.loss_names) == ["loss", *losses]
+
+
+def test_student_from_a_checkpoint_by_the_model_api(overrides, finished, teacher):
+    """`YOLO(student.pt).train(trainer=..., teacher=...)` starts from the student's weights and returns metrics."""
+    first = {}
+    settings = {k: v for k, v in overrides.items() if k != "model"}
+    model = YOLO(finished[0].best)
+    model.add_callback(
+        "on_train_start", lambda t: first.update(linear=t.model.model[-1].linear.weight.detach().clone())
+    )
+    metrics = model.train(trainer=DistillationClassificationTrainer, **{**settings, "distill_layers": [4, 9]})
+    assert torch.equal(first["w"], weights(finished[0].best)["model.10.linear.weight"])
+    assert 0 <= metrics.top1 <= 1
+    assert [s.name for s, _ in model.trainer.levels] == ["model.4", "model.9"]
+    assert model.predict(torch.rand(1, 3, 32, 32), verbose=False)[0].probs.data.shape == (10,)
+
+
+def test_overrides_and_configuration_files(overrides, tmp_path):
+    """Arguments may come from a file, the caller's dict is not changed, and `distill_model` names the teacher too."""
+    file = tmp_path / "settings.yaml"
+    given = {k: v for k, v in overrides.items() if k != "teacher"}
+    file.write_text(yaml.safe_dump({"cos_lr": True, "temperature": 2.0, "distill_model": overrides["teacher"]}))
+    copy = dict(given)
+    from ultralytics.cfg import get_cfg
+
+    defaults = {**vars(get_cfg()), **yaml.safe_load(file.read_text())}
+    trainer = DistillationClassificationTrainer(cfg=defaults, overrides=given)
+    assert given == copy
+    assert (trainer.args.temperature, trainer.args.cos_lr) == (2.0, True)
+    assert trainer.args.teacher == overrides["teacher"]
+    assert trainer.args.distill_model is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        ({"teacher": None}, ValueError, "No teacher given"),
+        ({"teacher": "missing.pt"}, FileNotFoundError, "missing.pt"),
+        ({"teacher": "yolo11s-cls.yaml"}, TypeError, "without trained weights"),
+        ({"temprature": 3}, SyntaxError, "temperature"),
+        ({"temperature": -1}, ValueError, "temperature=-1"),
+        ({"distill_alpha": 0, "distill_beta": 0}, ValueError, "no loss"),
+        ({"epochs": "many"}, TypeError, "epochs"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(wrong, error, words, overrides):
+    with pytest.raises(error) as e:
+        DistillationClassificationTrainer(overrides={**overrides, **wrong})
+    assert words in str(e.value)
+    assert not Path(overrides["project"]).exists()
+
+
+@pytest.mark.parametrize("names", [[str(c) for c in range(9)], [*"012345678", "nine"]])
+def test_foreign_classes_are_refused_before_anything_is_written(names, overrides, tmp_path):
+    data = write_digits(tmp_path / "other", train=2, val=1, names=names)
+    with pytest.raises(ValueError, match="teacher="):
+        DistillationClassificationTrainer(overrides={**overrides, "data": str(data)})
+    assert not Path(overrides["project"]).exists()
+
+
+def test_layers_that_do_not_exist_are_refused(overrides):
+    with pytest.raises(ValueError, match="layer 10, but the student has feature maps at layers"):
+        train({**overrides, "distill_layers": [4, 10]})
+
+
+def test_alpha_zero_warns(overrides, monkeypatch):
+    from ultralytics.models.yolo.classify import distill_train
+
+    warnings = []
+    monkeypatch.setattr(distill_train.LOGGER, "warning", warnings.append)
+    DistillationClassificationTrainer(overrides={**overrides, "distill_alpha": 0})
+    assert any("the teacher has no effect" in w for w in warnings)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def stop_after(epoch):
+    def on_model_save(trainer):
+        if trainer.epoch == epoch:
+            raise Stopped
+
+    return on_model_save
+
+
+@pytest.mark.parametrize("by", ["path", "api"])
+def test_resume_continues_the_distillation(by, overrides):
+    """Arguments, teacher, adapters, EMA and optimizer come back from last.pt, and the run ends as a whole one does."""
+    started = {**overrides, "epochs": 3, "temperature": 2.5, "distill_alpha": 0.6}
+    with pytest.raises(Stopped):
+        train(started, on_model_save=stop_after(1))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    saved = torch.load(last, weights_only=False)
+    seen = {}
+
+    def on_start(trainer):
+        seen.update(
+            adapters={k: v.clone() for k, v in trainer.model.distill_adapters.state_dict().items()},
+            ema={k: v.clone() for k, v in trainer.ema.ema.state_dict().items()},
+            epoch=trainer.start_epoch,
+            steps=[s["step"] for s in trainer.optimizer.state_dict()["state"].values()],
+        )
+
+    if by == "path":
+        trainer = train({"resume": str(last)}, on_train_start=on_start)
+    else:
+        model = YOLO(last)
+        model.add_callback("on_train_start", on_start)
+        model.train(resume=True, trainer=DistillationClassificationTrainer)
+        trainer = model.trainer
+    assert (trainer.args.temperature, trainer.args.distill_alpha) == (2.5, 0.6)
+    assert trainer.args.teacher == overrides["teacher"]
+    assert seen["epoch"] == 2
+    assert same(seen["adapters"], {k: v.float() for k, v in saved["ema"].distill_adapters.state_dict().items()})
+    assert same(
+        seen["ema"], {k: v.float() if v.is_floating_point() else v for k, v in saved["ema"].state_dict().items()}
+    )
+    assert [float(s) for s in seen["steps"]] == [float(s["step"]) for s in saved["optimizer"]["state"].values()]
+    assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
+    assert "distill_adapters" not in load_checkpoint(trainer.best)[0]._modules
+
+
+def test_resume_of_a_plain_run_is_refused(overrides):
+    trainer = ClassificationTrainer(overrides={**plain(overrides), "epochs": 2})
+    trainer.add_callback("on_model_save", stop_after(0))
+    with pytest.raises(Stopped):
+        trainer.train()
+    with pytest.raises(ValueError, match="without a teacher"):
+        DistillationClassificationTrainer(overrides={"resume": str(trainer.last), "teacher": overrides["teacher"]})
+
+
+def test_recovery_from_nan_keeps_distilling(overrides):
+    """Upstream reloads last.pt after a non-finite loss; the run goes on, distilling and saving."""
+    poisoned = []
+
+    class Poisoned(DistillationClassificationTrainer):
+        def validate(self):
+            result = super().validate()
+            if self.epoch == 1 and not poisoned:
+                poisoned.append(True)
+                self.loss = self.loss * float("nan")
+            return result
+
+    trainer = train({**overrides, "epochs": 3}, Poisoned)
+    assert poisoned
+    assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
+    assert all(float(row["train/feature_loss"]) > 0 for row in rows(trainer))
+
+
+@pytest.mark.parametrize("amp", ["bf16", True, False])
+def test_mixed_precision_trains(amp, overrides):
+    trainer = train({**overrides, "amp": amp})
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("amp", ["bf16", True, False])
+def test_cuda_trains(amp, overrides):
+    trainer = train({**overrides, "amp": amp, "device": "0"})
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "student", ["yolov8n-cls.yaml", "yolo12n-cls.yaml", "yolo26n-cls.yaml", "yolov8-cls-resnet50.yaml"]
+)
+def test_other_students_train(student, overrides):
+    trainer = train({**overrides, "model": student, "fraction": 0.3})
+    assert [s.stride for s, _ in trainer.levels] == [8, 16, 32]
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)

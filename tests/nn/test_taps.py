@@ -1,0 +1,101 @@
+"""Which feature levels networks share, for every classifier that upstream can build, and how they are read."""
+
+import pytest
+import torch
+from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
+from ultralytics.nn.tasks import ClassificationModel
+
+
+def build(name):
+    if "cls-resnet18" in name:  # upstream's file asks for pretrained weights, which would be downloaded
+        from ultralytics.nn.tasks import yaml_model_load
+
+        config = yaml_model_load(name)
+        config["backbone"][0][3][2] = None
+        return ClassificationModel(config, nc=10, verbose=False)
+    return ClassificationModel(name, nc=10, verbose=False)
+
+
+def names(model, imgsz=64):
+    levels = find_levels(model, imgsz)
+    return {s.stride: s.name for s, _ in match_levels(levels, levels)}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("yolov8n-cls.yaml", (4, 6, 8)),
+        ("yolov8m-cls.yaml", (4, 6, 8)),
+        ("yolo11n-cls.yaml", (4, 6, 9)),
+        ("yolo11x-cls.yaml", (4, 6, 9)),
+        ("yolo12n-cls.yaml", (4, 6, 8)),
+        ("yolo26n-cls.yaml", (4, 6, 9)),
+        ("yolo26s-cls.yaml", (4, 6, 9)),
+        ("yolov8-cls-resnet50.yaml", (2, 3, 4)),
+    ],
+)
+@pytest.mark.parametrize("imgsz", [32, 224])
+def test_levels_are_the_last_layers_before_each_down_sampling(name, layers, imgsz):
+    assert names(build(name), imgsz) == {8: f"model.{layers[0]}", 16: f"model.{layers[1]}", 32: f"model.{layers[2]}"}
+
+
+def test_levels_inside_a_torchvision_backbone():
+    assert names(build("yolo11-cls-resnet18.yaml")) == {8: "model.0.m.5", 16: "model.0.m.6", 32: "model.0"}
+
+
+@pytest.mark.parametrize("teacher", ["yolov8s-cls.yaml", "yolov8-cls-resnet50.yaml", "yolo11-cls-resnet18.yaml"])
+@pytest.mark.parametrize("student", ["yolo11n-cls.yaml", "yolo26n-cls.yaml"])
+def test_pairs_of_families_match_by_stride(student, teacher):
+    pairs = match_levels(find_levels(build(student), 64), find_levels(build(teacher), 64))
+    assert [(s.stride, t.stride) for s, t in pairs] == [(8, 8), (16, 16), (32, 32)]
+    assert [(s.height, t.height) for s, t in pairs] == [(8, 8), (4, 4), (2, 2)]
+
+
+def test_looking_leaves_no_trace():
+    model = build("yolo11n-cls.yaml").train()
+    model.model[3].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    find_levels(model, 32)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert not model.model[3].training
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_named_layers():
+    student, teacher = find_levels(build("yolo11n-cls.yaml"), 64), find_levels(build("yolov8n-cls.yaml"), 64)
+    same = match_levels(student, teacher, [2, 6])
+    assert [(s.name, t.name) for s, t in same] == [("model.2", "model.2"), ("model.6", "model.6")]
+    each = match_levels(student, teacher, ([9, 4], [8, 4]))
+    assert [(s.name, t.name) for s, t in each] == [("model.9", "model.8"), ("model.4", "model.4")]
+    with pytest.raises(ValueError, match=r"layer 9, but the teacher has feature maps at layers \[0, 1, .*8\]"):
+        match_levels(student, teacher, [9])
+    with pytest.raises(ValueError, match="layer 10, but the student"):
+        match_levels(student, teacher, [10])  # the head
+
+
+def test_no_common_stride_names_both():
+    one = {"a": FeatureLevel("a", 8, 4, 4, 4), "b": FeatureLevel("b", 16, 4, 2, 2)}
+    other = {"c": FeatureLevel("c", 14, 4, 2, 2)}
+    with pytest.raises(ValueError, match=r"student has \[8, 16\], the teacher \[14\]"):
+        match_levels(one, other)
+
+
+def test_taps_read_once_and_come_off():
+    model = build("yolo11n-cls.yaml").eval()
+    taps = FeatureTaps(model, ["model.6", "model.4"])
+    x = torch.rand(2, 3, 32, 32)
+    model(x)
+    maps = taps.take()
+    expected = x
+    for layer in model.model[:5]:
+        expected = layer(expected)
+    torch.testing.assert_close(maps[1], expected)
+    torch.testing.assert_close(maps[0], model.model[6](model.model[5](expected)))
+    taps.take()  # of the layers run by hand above
+    with pytest.raises(KeyError):
+        taps.take()  # nothing is kept alive between steps
+    taps.remove()
+    assert not any(m._forward_hooks for m in model.modules())

@@ -1,0 +1,88 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Train an Ultralytics image classifier, with or without a teacher.
+
+Usage:
+    python train.py model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
+    python train.py use_distillation=False model=yolo11n-cls.yaml data=path/to/dataset epochs=50
+    python train.py resume=path/to/last.pt
+    python train.py    # the settings below: the digits and the teacher that distill_train_example.py has made
+
+Arguments are key=value, as for the `yolo` command: every Ultralytics training argument, `use_distillation`, and
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils import DATASETS_DIR, LOGGER, RUNS_DIR
+
+MODEL = "yolo11n-cls.yaml"
+SETTINGS = {  # used unless `data` is given on the command line
+    "data": str(DATASETS_DIR / "digits"),
+    "teacher": str(RUNS_DIR / "classify" / "distill_example" / "teacher" / "weights" / "best.pt"),
+    "epochs": 10,
+    "imgsz": 32,
+    "batch": 64,
+    "fliplr": 0.0,
+}
+
+
+def check_cuda() -> bool:
+    """Log what the training will run on, and return whether it is a CUDA device."""
+    if torch.cuda.is_available():
+        LOGGER.info(f"CUDA is available: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}.")
+        return True
+    LOGGER.info("CUDA is not available: training runs on the CPU, which is slow for large images and datasets.")
+    return False
+
+
+def train_normal(settings: dict[str, Any]) -> ClassificationTrainer:
+    """Train the student alone and return its trainer; distillation arguments have no effect."""
+    _, training = DistillationArgs.split(settings)
+    trainer = ClassificationTrainer(overrides=training)
+    trainer.train()
+    return trainer
+
+
+def train_with_distillation(settings: dict[str, Any]) -> DistillationClassificationTrainer:
+    """Train the student with its teacher and return its trainer."""
+    trainer = DistillationClassificationTrainer(overrides=settings)
+    trainer.train()
+    return trainer
+
+
+def main(arguments: list[str]) -> ClassificationTrainer | None:
+    """Train with the settings of this file and those of the command line."""
+    use_distillation = True  # False trains the same student without a teacher
+
+    if {"-h", "--help", "help"} & set(arguments):
+        print(
+            __doc__ + "\n".join(f"    {f.name}={f.default}: {f.metadata['meaning']}" for f in fields(DistillationArgs))
+        )
+        return None
+    given = parse_arguments(arguments)
+    use_distillation = given.pop("use_distillation", use_distillation)
+    if given.get("resume"):
+        settings = given  # the checkpoint holds the rest
+    elif "data" in given:
+        settings = {"model": MODEL, **given}
+    else:
+        settings = {"model": MODEL, **SETTINGS, **given}
+        if not Path(settings["data"]).is_dir():
+            raise FileNotFoundError(
+                f"'data={settings['data']}' does not exist. Give your dataset as 'data=path/to/dataset', or run "
+                f"'python distill_train_example.py' once, which makes it and a teacher."
+            )
+    check_cuda()
+    return train_with_distillation(settings) if use_distillation else train_normal(settings)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,268 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Classification training in which a frozen trained teacher guides the student."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.cfg import cfg2dict
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
+from ultralytics.nn.teacher import Teacher
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
+from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.distillation import DistillationLoss
+from ultralytics.utils.patches import torch_load, torch_save
+from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
+
+__all__ = ("DistillationClassificationTrainer",)
+
+DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
+
+
+@dataclass
+class _Criterion:
+    """The student's criterion: upstream's own loss plus the teacher's, called as (predictions, batch).
+
+    A plain callable and not an `nn.Module`, so that the teacher is in no state dict, optimizer, EMA or file.
+    """
+
+    student_criterion: Any
+    teacher: Teacher
+    taps: FeatureTaps
+    loss: DistillationLoss | None
+    alpha: float
+    beta: float
+
+    def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted total and the detached items, the student's own among them."""
+        student_loss, items = self.student_criterion(predictions, batch)
+        if self.loss is None:
+            return self.beta * student_loss, items
+        teacher_logits, teacher_features = self.teacher(batch["img"])
+        distillation, distillation_items = self.loss(predictions, teacher_logits, self.taps.take(), teacher_features)
+        return self.beta * student_loss + self.alpha * distillation, {**items, **distillation_items}
+
+
+class DistillationClassificationTrainer(ClassificationTrainer):
+    """A ClassificationTrainer whose student also learns from a frozen teacher.
+
+    Takes every training argument of upstream's and those of `DistillationArgs`. The student stays an ordinary
+    `ClassificationModel` throughout; distillation enters as its criterion and, while training, as a child module
+    `distill_adapters` of plain 1x1 convolutions. The final `best.pt` and `last.pt` are what plain training would write.
+
+    Attributes:
+        distillation (DistillationArgs): The distillation arguments in force.
+        teacher (Teacher): The frozen teacher.
+        distillation_loss (DistillationLoss | None): The loss, once the student is set up; None if `distill_alpha` is 0.
+        levels (list[tuple[FeatureLevel, FeatureLevel]]): The matched (student, teacher) feature maps.
+
+    Examples:
+        >>> from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+        >>> args = dict(model="yolo11n-cls.yaml", teacher="path/to/best.pt", data="path/to/dataset", epochs=50)
+        >>> trainer = DistillationClassificationTrainer(overrides=args)
+        >>> trainer.train()
+    """
+
+    def __init__(self, cfg=DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict | None = None):
+        """Initialize the trainer; everything that can be wrong with the teacher is refused here, before any file.
+
+        Args:
+            cfg (str | Path | dict | SimpleNamespace): Training configuration, may hold distillation arguments.
+            overrides (dict[str, Any], optional): Arguments that override it; not changed.
+            _callbacks (dict, optional): Callback functions by event.
+
+        Raises:
+            SyntaxError: If a key is neither a training nor a distillation argument.
+            TypeError: If an argument has the wrong type, or the teacher is not a trained classifier.
+            ValueError: If an argument is out of range, or the teacher does not fit the dataset.
+            FileNotFoundError: If the teacher's file does not exist.
+        """
+        from_cfg, cfg = DistillationArgs.split(cfg2dict(cfg))
+        given, overrides = DistillationArgs.split(overrides or {})
+        self._given = {**from_cfg, **given}
+        self.data = None
+        self.levels: list[tuple[FeatureLevel, FeatureLevel]] = []
+        self.distillation_loss: DistillationLoss | None = None
+        self._taps: FeatureTaps | None = None
+        super().__init__(cfg, overrides, _callbacks)
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Complete the arguments, from the checkpoint if the run is resumed, and vet the teacher.
+
+        Upstream calls this once its own arguments stand and nothing else has happened, so that args.yaml, loggers,
+        checkpoints and multi-GPU workers see the distillation arguments like any other.
+
+        Args:
+            overrides (dict[str, Any]): Upstream's training arguments as given.
+        """
+        super().check_resume(overrides)
+        given = self._given
+        if self.resume:
+            stored = {k: v for k, v in vars(self.args).items() if k in DISTILLATION_KEYS}
+            if not stored:
+                raise ValueError(
+                    f"'resume={self.args.resume}' was trained without a teacher and can only be resumed so. To distil "
+                    f"from its weights, start a new run with 'model={self.args.resume}'."
+                )
+            if ignored := [k for k, v in given.items() if k != "teacher" and v != stored.get(k)]:
+                LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
+            given = {**stored, **{k: v for k, v in given.items() if k == "teacher" and v is not None}}
+        self.distillation = DistillationArgs(**given)
+        vars(self.args).update(asdict(self.distillation))
+        self.teacher = Teacher(self.distillation.teacher)
+        data = self.get_dataset()
+        self.teacher.check(data["names"], data["channels"])
+        if self.distillation.distill_alpha == 0:
+            LOGGER.warning("'distill_alpha=0': the teacher has no effect on this run.")
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the dataset dictionary, read once although the teacher needs it before upstream does."""
+        if self.data is None:
+            self.data = super().get_dataset()
+        return self.data
+
+    def get_validator(self):
+        """Return upstream's validator, given only the arguments that it knows."""
+        args = self.args
+        self.args = IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k not in DISTILLATION_KEYS})
+        try:
+            return super().get_validator()
+        finally:
+            self.args = args
+
+    def setup_model(self):
+        """Build the student, match its feature levels to the teacher's, and give it the adapters.
+
+        Returns:
+            (dict | None): The checkpoint, if the run is resumed or the student starts from one.
+        """
+        ckpt = super().setup_model()
+        # As upstream does after this call; the levels are probed at the size that will be trained
+        self.args.imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)
+        args, student, teacher = self.distillation, self.model, self.teacher
+        if args.distill_alpha == 0:
+            return ckpt
+        if args.uses_features:
+            self.levels = match_levels(
+                find_levels(student, self.args.imgsz, self.data["channels"]),
+                find_levels(teacher.model, self.args.imgsz, teacher.channels),
+                args.distill_layers,
+            )
+        if RANK in {-1, 0}:
+            self._log_setup()
+        with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
+            self.distillation_loss = DistillationLoss(
+                [student_level.channels for student_level, _ in self.levels],
+                [teacher_level.channels for _, teacher_level in self.levels],
+                temperature=args.temperature,
+                response_distill=args.response_distill,
+                feature_distill=args.feature_distill,
+                attention_distill=args.attention_distill,
+                feature_weight=args.feature_weight,
+                attention_weight=args.attention_weight,
+            )
+        if self.distillation_loss.adapters:
+            student.distill_adapters = self.distillation_loss.adapters
+            if self.resume:
+                student.distill_adapters.load_state_dict(ckpt["ema"].distill_adapters.state_dict())
+        return ckpt
+
+    def _setup_train(self):
+        """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
+        super()._setup_train()
+        self._attach()
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        """Restore the training state; upstream copies the student into a new EMA here, so it must be bare."""
+        self._detach()
+        super()._load_checkpoint_state(ckpt)
+        self._attach()
+
+    def final_eval(self):
+        """Leave plain checkpoints behind, then evaluate the best one."""
+        self._detach()
+        student = unwrap_model(self.model)
+        if hasattr(student, "distill_adapters"):
+            del student.distill_adapters
+            if RANK in {-1, 0}:
+                for file in (self.last, self.best):
+                    _remove_adapters(file)
+        super().final_eval()
+
+    def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train"):
+        """Label the loss items; validation has the student's own only, as the teacher is not asked there."""
+        items = super().label_loss_items(loss_items, prefix)
+        if prefix == "train" or self.distillation_loss is None:
+            return items
+        hidden = {f"{prefix}/{name}" for name in self.distillation_loss.weights}
+        return type(items)((k, items[k]) if isinstance(items, dict) else k for k in items if k not in hidden)
+
+    def progress_string(self) -> str:
+        """Return the header of the progress bar, the names short enough for upstream's columns."""
+        names = self.loss_names
+        self.loss_names = tuple(name.removesuffix("_loss") for name in names)
+        try:
+            return super().progress_string()
+        finally:
+            self.loss_names = names
+
+    def _attach(self) -> None:
+        """Read the student's feature maps and make its criterion ask the teacher."""
+        self._detach()
+        student = unwrap_model(self.model)
+        self._taps = FeatureTaps(student, [level.name for level, _ in self.levels])
+        self.teacher.to(self.device).tap([level.name for _, level in self.levels])
+        if self.distillation_loss is not None and self.distillation_loss.adapters:
+            self.distillation_loss.adapters = student.distill_adapters
+        student.criterion = _Criterion(
+            student.init_criterion(),
+            self.teacher,
+            self._taps,
+            self.distillation_loss,
+            self.distillation.distill_alpha,
+            self.distillation.distill_beta,
+        )
+
+    def _detach(self) -> None:
+        """Make the student bare: nothing that a copy or a checkpoint should not carry, but the adapters."""
+        if self._taps is not None:
+            self._taps.remove()
+            self._taps = None
+            unwrap_model(self.model).criterion = None
+
+    def _log_setup(self) -> None:
+        """Log both networks, the matched levels and the weights in force."""
+        args = self.distillation
+        rows = [("", "model", "parameters", "GFLOPs")]
+        for who, name, model in (
+            ("teacher", self.teacher.path, self.teacher.model),
+            ("student", self.args.model, self.model),
+        ):
+            rows.append(
+                (who, Path(str(name)).name, f"{get_num_params(model):,}", f"{get_flops(model, self.args.imgsz):.3f}")
+            )
+        lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
+        lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.levels]
+        losses = [f"response (temperature {args.temperature:g})"] * args.response_distill
+        losses += [f"{args.feature_weight:g} x feature"] * bool(args.feature_distill and args.feature_weight)
+        losses += [f"{args.attention_weight:g} x attention"] * bool(args.attention_distill and args.attention_weight)
+        lines.append(f"{'loss':>9}  {args.distill_beta:g} x label + {args.distill_alpha:g} x ({' + '.join(losses)})")
+        LOGGER.info("\n".join([colorstr("distillation:"), *lines]))
+
+
+def _remove_adapters(file: Path) -> None:
+    """Rewrite a checkpoint without the adapters; the old file stays until the new one is whole."""
+    if not file.exists():
+        return
+    ckpt = torch_load(file, map_location="cpu")
+    del ckpt["ema"].distill_adapters
+    whole = file.with_suffix(".tmp")
+    torch_save(ckpt, whole)
+    os.replace(whole, file)
