@@ -12,6 +12,7 @@ first, for `teacher_epochs` epochs. Students share seed, epochs and data.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from ultralytics import YOLO
+from ultralytics import YOLO, __version__
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.utils import DATASETS_DIR, LOGGER, RUNS_DIR
+from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.files import increment_path
 
 DEFAULTS = {"model": "yolo11n-cls.yaml", "teacher": "yolo11s-cls.yaml", "teacher_epochs": 20, "epochs": 10}
@@ -55,7 +57,7 @@ def compare(settings: dict[str, Any]) -> Path:
     """
     teacher, teacher_epochs = settings.pop("teacher"), settings.pop("teacher_epochs")
     distillation, training = DistillationArgs.split(settings)
-    folder = Path(increment_path(RUNS_DIR / "classify" / "distill_example"))
+    folder = Path(increment_path(runs_folder() / "distill_example"))
     training["project"] = str(folder)
 
     rows = []
@@ -108,6 +110,28 @@ def evaluate(file: str, training: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in model.parameters()), "top1": metrics.top1, "top5": metrics.top5}
 
 
+def runs_folder() -> Path:
+    """Return the folder of classification runs in the user's Ultralytics settings."""
+    return Path(SETTINGS["runs_dir"]).resolve() / "classify"
+
+
+def datasets_folder() -> Path:
+    """Return the folder of datasets in the user's Ultralytics settings."""
+    return Path(SETTINGS["datasets_dir"]).resolve()
+
+
+def machine() -> dict[str, Any]:
+    """Return what a measurement was made on."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ultralytics": __version__,
+    }
+
+
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw the students' validation accuracy per epoch against the teacher's line."""
     import matplotlib.pyplot as plt
@@ -141,7 +165,7 @@ def write_digits() -> Path:
 
     images, labels, names = load_digit_images()
     train_x, val_x, train_y, val_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    return write_image_folder(DATASETS_DIR / "digits", {"train": (train_x, train_y), "val": (val_x, val_y)}, names)
+    return write_image_folder(datasets_folder() / "digits", {"train": (train_x, train_y), "val": (val_x, val_y)}, names)
 
 
 def write_image_folder(folder: Path, splits: dict[str, tuple[np.ndarray, Iterable[int]]], names: list[str]) -> Path:

@@ -21,12 +21,12 @@ import torch
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.utils import DATASETS_DIR, LOGGER, RUNS_DIR
+from ultralytics.utils import LOGGER, SETTINGS
 
 MODEL = "yolo11n-cls.yaml"
-SETTINGS = {  # used unless `data` is given on the command line
-    "data": str(DATASETS_DIR / "digits"),
-    "teacher": str(RUNS_DIR / "classify" / "distill_example" / "teacher" / "weights" / "best.pt"),
+TRAINING = {  # used unless `data` is given on the command line
+    "data": str(Path(SETTINGS["datasets_dir"]) / "digits"),
+    "teacher": str(Path(SETTINGS["runs_dir"]) / "classify" / "distill_example" / "teacher" / "weights" / "best.pt"),
     "epochs": 10,
     "imgsz": 32,
     "batch": 64,
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
     elif "data" in given:
         settings = {"model": MODEL, **given}
     else:
-        settings = {"model": MODEL, **SETTINGS, **given}
+        settings = {"model": MODEL, **TRAINING, **given}
         if not Path(settings["data"]).is_dir():
             raise FileNotFoundError(
                 f"'data={settings['data']}' does not exist. Give your dataset as 'data=path/to/dataset', or run "

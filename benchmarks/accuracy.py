@@ -14,26 +14,23 @@ from __future__ import annotations
 
 import gzip
 import json
-import platform
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 from torchvision.datasets import FashionMNIST
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ultralytics import __version__
-from ultralytics.cfg.distillation import parse_arguments
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.utils import DATASETS_DIR, RUNS_DIR
 
-from distill_train_example import train, write_image_folder
+from distill_train_example import datasets_folder, machine, runs_folder, train, write_image_folder
 
 SETTINGS = {
     "source": None,  # folder of Fashion-MNIST's files
@@ -80,23 +77,18 @@ def main(arguments: list[str]) -> None:
     variants = [name.strip() for name in settings["variants"].split(",")]
     output = Path(settings["output"])
 
-    folder = RUNS_DIR / "classify" / "accuracy"
+    folder = runs_folder() / "accuracy"
     teacher = settings["teacher"] or train_teacher(settings, training, folder)
     data = fashion_mnist(settings["source"], settings["train"], settings["val"])
     setting = {
+        **asdict(DistillationArgs()),
         **training,
         **{k: settings[k] for k in ("train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")},
     }
     report = {"setting": setting, "top1": {}, "seconds": {}}
     if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
         report = earlier
-    report["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "ultralytics": __version__,
-        "torch": torch.__version__,
-    }
+    report["machine"] = machine()
     for seed in seeds:
         for variant in variants:
             top1 = report["top1"].setdefault(variant, {})
@@ -145,7 +137,7 @@ def fashion_mnist(source: str | None, train_count: int, val_count: int) -> Path:
     Returns:
         (Path): The dataset folder.
     """
-    raw = DATASETS_DIR / "FashionMNIST" / "raw"
+    raw = datasets_folder() / "FashionMNIST" / "raw"
     if source is not None and not raw.is_dir():
         raw.mkdir(parents=True)
         for file in Path(source).glob("*-ubyte.gz"):
@@ -153,12 +145,12 @@ def fashion_mnist(source: str | None, train_count: int, val_count: int) -> Path:
                 shutil.copyfileobj(packed, unpacked)
     splits = {}
     for split, is_train, count in (("train", True, train_count), ("val", False, val_count)):
-        dataset = FashionMNIST(DATASETS_DIR, train=is_train, download=True)
+        dataset = FashionMNIST(datasets_folder(), train=is_train, download=True)
         labels = dataset.targets.numpy()
         chosen = np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(dataset.classes))])
         splits[split] = dataset.data.numpy()[chosen], labels[chosen]
     names = [name.replace("/", "-") for name in dataset.classes]
-    return write_image_folder(DATASETS_DIR / f"fashion-mnist-{train_count}-{val_count}", splits, names)
+    return write_image_folder(datasets_folder() / f"fashion-mnist-{train_count}-{val_count}", splits, names)
 
 
 def summarise(top1: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:

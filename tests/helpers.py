@@ -1,6 +1,8 @@
 """Settings and data that several test modules share."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -21,3 +23,12 @@ def write_digits(
         "val": np.concatenate([i[train : train + val] for i in by_class]),
     }
     return write_image_folder(folder, {k: (images[i], labels[i]) for k, i in chosen.items()}, names)
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """Import a benchmark script from its file."""
+    file = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -82,8 +82,8 @@ class DistillationArgs:
     response_distill: bool = _parameter(_BOOL, True, "Match the teacher's class distribution (KL divergence)")
     feature_distill: bool = _parameter(_BOOL, True, "Match the teacher's feature maps through 1x1 adapters (MSE)")
     attention_distill: bool = _parameter(_BOOL, True, "Match where the teacher's feature maps are active")
-    feature_weight: float = _parameter(_WEIGHT, 1.0, "Weight of the feature loss beside the response loss")
-    attention_weight: float = _parameter(_WEIGHT, 1.0, "Weight of the attention loss beside the response loss")
+    feature_weight: float = _parameter(_WEIGHT, 50.0, "Weight of the feature loss beside the response loss")
+    attention_weight: float = _parameter(_WEIGHT, 10.0, "Weight of the attention loss beside the response loss")
     distill_layers: list | None = _parameter(
         _LAYERS, None, "Layer indices to match: None = by stride, one list for both networks, or [student, teacher]"
     )

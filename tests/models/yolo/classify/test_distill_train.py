@@ -284,9 +284,7 @@ def test_student_from_a_checkpoint_by_the_model_api(overrides, finished, teacher
     first = {}
     settings = {k: v for k, v in overrides.items() if k != "model"}
     model = YOLO(finished[0].best)
-    model.add_callback(
-        "on_train_start", lambda t: first.update(linear=t.model.model[-1].linear.weight.detach().clone())
-    )
+    model.add_callback("on_train_start", lambda t: first.update(w=t.model.model[-1].linear.weight.detach().clone()))
     metrics = model.train(trainer=DistillationClassificationTrainer, **{**settings, "distill_layers": [4, 9]})
     assert torch.equal(first["w"], weights(finished[0].best)["model.10.linear.weight"])
     assert 0 <= metrics.top1 <= 1
@@ -378,7 +376,7 @@ def test_resume_continues_the_distillation(by, overrides):
             adapters={k: v.clone() for k, v in trainer.model.distill_adapters.state_dict().items()},
             ema={k: v.clone() for k, v in trainer.ema.ema.state_dict().items()},
             epoch=trainer.start_epoch,
-            steps=[s["step"] for s in trainer.optimizer.state_dict()["state"].values()],
+            steps=[float(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()],
         )
 
     if by == "path":
@@ -395,7 +393,7 @@ def test_resume_continues_the_distillation(by, overrides):
     assert same(
         seen["ema"], {k: v.float() if v.is_floating_point() else v for k, v in saved["ema"].state_dict().items()}
     )
-    assert [float(s) for s in seen["steps"]] == [float(s["step"]) for s in saved["optimizer"]["state"].values()]
+    assert seen["steps"] == [float(s["step"]) for s in saved["optimizer"]["state"].values()]
     assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
     assert "distill_adapters" not in load_checkpoint(trainer.best)[0]._modules
 
@@ -425,12 +423,6 @@ def test_recovery_from_nan_keeps_distilling(overrides):
     assert poisoned
     assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
     assert all(float(row["train/feature_loss"]) > 0 for row in rows(trainer))
-
-
-@pytest.mark.parametrize("amp", ["bf16", True, False])
-def test_mixed_precision_trains(amp, overrides):
-    trainer = train({**overrides, "amp": amp})
-    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -28,13 +28,9 @@ DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
 
 @dataclass
 class _Criterion:
-    """The student's criterion: upstream's own loss plus the teacher's, called as (predictions, batch).
-
-    A plain callable and not an `nn.Module`, so that the teacher is in no state dict, optimizer, EMA or file.
-    """
+    """The student's criterion, a plain callable: upstream's own loss plus the losses from the teacher."""
 
     student_criterion: Any
-    teacher: Teacher
     taps: FeatureTaps
     loss: DistillationLoss | None
     alpha: float
@@ -45,7 +41,7 @@ class _Criterion:
         student_loss, items = self.student_criterion(predictions, batch)
         if self.loss is None:
             return self.beta * student_loss, items
-        teacher_logits, teacher_features = self.teacher(batch["img"])
+        teacher_logits, teacher_features = batch["teacher"]
         distillation, distillation_items = self.loss(predictions, teacher_logits, self.taps.take(), teacher_features)
         return self.beta * student_loss + self.alpha * distillation, {**items, **distillation_items}
 
@@ -196,6 +192,13 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                     _remove_adapters(file)
         super().final_eval()
 
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
+        batch = super().preprocess_batch(batch)
+        if self._taps is not None and self.distillation_loss is not None:
+            batch["teacher"] = self.teacher(batch["img"])
+        return batch
+
     def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train"):
         """Label the loss items; validation has the student's own only, as the teacher is not asked there."""
         items = super().label_loss_items(loss_items, prefix)
@@ -223,7 +226,6 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             self.distillation_loss.adapters = student.distill_adapters
         student.criterion = _Criterion(
             student.init_criterion(),
-            self.teacher,
             self._taps,
             self.distillation_loss,
             self.distillation.distill_alpha,

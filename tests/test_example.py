@@ -1,0 +1,79 @@
+"""The example: from nothing to a table and a plot, and on a user's own teacher."""
+
+import numpy as np
+import pytest
+from helpers import TRAINING
+from PIL import Image
+from ultralytics.utils import LOGGER
+
+import distill_train_example as example
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    info = LOGGER.info
+    monkeypatch.setattr(LOGGER, "info", lambda message, *args: (lines.append(str(message)), info(message, *args)))
+    return lines
+
+
+def table(lines):
+    rows = {
+        line.split()[0]: line.split()[1:] for line in lines if line.startswith(("teacher ", "plain ", "distilled "))
+    }
+    return {
+        name: (int(row[0].replace(",", "")), float(row[1].rstrip("%")), float(row[2].rstrip("%")))
+        for name, row in rows.items()
+    }
+
+
+def test_own_teacher_and_data(digits, teacher, said, tmp_path):
+    settings = {**TRAINING, "model": "yolo11n-cls.yaml", "teacher": str(teacher), "data": str(digits), "fraction": 0.3}
+    folder = example.compare({**settings, "teacher_epochs": 1})
+    shown = table(said)
+    assert shown["teacher"][0] > shown["plain"][0] == shown["distilled"][0] > 1_000_000
+    assert all(0 <= top1 <= top5 <= 100 for _, top1, top5 in shown.values())
+    assert Image.open(folder / "comparison.png").size == (1050, 675)
+    assert any(str(folder / "comparison.png") in line for line in said)
+    assert any("points" in line for line in said)
+    assert not (folder / "teacher").exists()  # a trained teacher is not trained again
+
+
+@pytest.mark.slow
+def test_digits_from_nothing(said):
+    """The whole command with fewer epochs: data, teacher, students, table."""
+    example.main(["epochs=2", "teacher_epochs=2", "device=cpu"])
+    images = list((example.datasets_folder() / "digits").rglob("*.png"))
+    assert len(images) == 1797
+    assert sum("train" in p.parts for p in images) == 1437
+    stamps = {p: p.stat().st_mtime_ns for p in images}
+    assert set(table(said)) == {"teacher", "plain", "distilled"}
+    example.write_digits()
+    assert {p: p.stat().st_mtime_ns for p in images} == stamps  # written once
+
+
+def test_digits_are_the_digits():
+    from sklearn.datasets import load_digits
+
+    images, labels, names = example.load_digit_images()
+    digits = load_digits()
+    assert images.shape == (1797, 32, 32)
+    assert images.dtype == np.uint8
+    np.testing.assert_allclose(images[:, 2::4, 2::4] * (16 / 255), digits.images, atol=0.04)
+    assert (labels == digits.target).all()
+    assert names == [str(c) for c in range(10)]
+
+
+def test_image_folder_is_whole_or_absent(tmp_path):
+    images, labels = np.zeros((3, 12, 12), np.uint8), [0, 1, 5]
+    with pytest.raises(IndexError):
+        example.write_image_folder(tmp_path / "data", {"train": (images, labels)}, ["a", "b"])
+    assert not list(tmp_path.iterdir())
+    example.write_image_folder(tmp_path / "data", {"train": (images[:2], labels[:2])}, ["a", "b"])
+    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png"))
+    assert files == ["data/train/a/00000.png", "data/train/b/00001.png"]
+
+
+def test_help(capsys):
+    example.main(["--help"])
+    assert "python distill_train_example.py" in capsys.readouterr().out

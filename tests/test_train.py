@@ -1,0 +1,79 @@
+"""The training script, as a user calls it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TRAINING
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def line(settings):
+    return [f"{k}={v}" for k, v in settings.items()]
+
+
+def test_help_names_every_parameter():
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--help"], capture_output=True, text=True, check=True)
+    for word in ("teacher=None", "distill_alpha=0.7", "temperature=4.0", "use_distillation", "python train.py"):
+        assert word in done.stdout
+
+
+def test_trains_with_a_teacher(overrides):
+    trainer = train.main(line({**overrides, "temperature": 2, "fraction": 0.2}))
+    assert type(trainer) is DistillationClassificationTrainer
+    assert trainer.args.temperature == 2
+    assert trainer.best.exists()
+
+
+def test_trains_without_a_teacher(overrides):
+    trainer = train.main(["use_distillation=False", *line({**overrides, "fraction": 0.2})])
+    assert type(trainer) is ClassificationTrainer
+    assert trainer.loss_names == ("loss",)
+
+
+def test_resumes(overrides):
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer):
+        raise Stopped
+
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "epochs": 2, "fraction": 0.2})
+    trainer.add_callback("on_model_save", stop)
+    with pytest.raises(Stopped):
+        trainer.train()
+    resumed = train.main([f"resume={trainer.last}"])
+    assert resumed.start_epoch == 1
+    assert resumed.save_dir == trainer.save_dir
+
+
+def test_says_what_it_runs_on(monkeypatch):
+    said = []
+    monkeypatch.setattr(train.LOGGER, "info", said.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train.check_cuda() is False
+    assert "CPU" in said[0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert train.check_cuda() is True
+    assert "2 x a GPU" in said[1]
+
+
+def test_without_data_it_points_to_the_example():
+    with pytest.raises(FileNotFoundError, match=r"distill_train_example\.py"):
+        train.main([])
+
+
+def test_uses_what_the_example_made(digits, teacher, monkeypatch, tmp_path):
+    monkeypatch.setitem(train.TRAINING, "data", str(digits))
+    monkeypatch.setitem(train.TRAINING, "teacher", str(teacher))
+    trainer = train.main([*line({**TRAINING, "epochs": 1, "fraction": 0.2}), f"project={tmp_path}"])
+    assert trainer.args.teacher == str(teacher)
