@@ -3,17 +3,19 @@
 
 Usage:
     python benchmarks/accuracy.py source=path/to/idx/files
-    python benchmarks/accuracy.py train=600 val=200 epochs=8 seeds=0,1,2 variants=plain,distilled temperature=2
+    python benchmarks/accuracy.py train=100 epochs=20 seeds=0,1,2,3,4 variants="plain,distilled,temperature=2"
 
 Arguments, as key=value: the settings below, and any training or distillation argument for the students. `source` is a
 folder with Fashion-MNIST's four `*-ubyte.gz` files; without it torchvision downloads them. `teacher` is a `.pt`; by
-default one is trained, once. Results are written after every run and an interrupted benchmark goes on where it stopped.
+default one is trained, once. A variant is `plain`, `distilled` (all defaults) or distillation arguments, separated by
+spaces. Results are written after every run, and an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -29,15 +31,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils.patches import torch_load
 
-from distill_train_example import datasets_folder, machine, runs_folder, train, write_image_folder
+from distill_train_example import datasets_folder, evaluate, machine, runs_folder, train, write_image_folder
 
 SETTINGS = {
     "source": None,  # folder of Fashion-MNIST's files
     "train": 600,  # training images per class
     "val": 200,  # validation images per class, of the test set
     "seeds": (0, 1, 2),
-    "variants": "plain,distilled,no response,no feature,no attention",
+    "variants": "plain,distilled,response_distill=False,feature_distill=False,attention_distill=False",
     "teacher": None,
     "teacher_model": "yolo11s-cls.yaml",
     "teacher_train": 2500,  # training images per class
@@ -53,16 +56,6 @@ TRAINING = {
     "lr0": 0.002,
     "plots": False,
 }
-VARIANTS = {
-    "plain": None,
-    "distilled": {},
-    "no response": {"response_distill": False},
-    "no feature": {"feature_distill": False},
-    "no attention": {"attention_distill": False},
-    "response only": {"feature_distill": False, "attention_distill": False},
-    "feature only": {"response_distill": False, "attention_distill": False},
-    "attention only": {"response_distill": False, "feature_distill": False},
-}
 
 
 def main(arguments: list[str]) -> None:
@@ -72,7 +65,7 @@ def main(arguments: list[str]) -> None:
         return
     given = parse_arguments(arguments)
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
-    training = {**TRAINING, **given}
+    distillation, training = DistillationArgs.split({**TRAINING, **given})
     seeds = np.atleast_1d(settings["seeds"]).tolist()
     variants = [name.strip() for name in settings["variants"].split(",")]
     output = Path(settings["output"])
@@ -81,7 +74,7 @@ def main(arguments: list[str]) -> None:
     teacher = settings["teacher"] or train_teacher(settings, training, folder)
     data = fashion_mnist(settings["source"], settings["train"], settings["val"])
     setting = {
-        **asdict(DistillationArgs()),
+        **asdict(DistillationArgs(**distillation)),
         **training,
         **{k: settings[k] for k in ("train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")},
     }
@@ -89,6 +82,7 @@ def main(arguments: list[str]) -> None:
     if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
         report = earlier
     report["machine"] = machine()
+    report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
     for seed in seeds:
         for variant in variants:
             top1 = report["top1"].setdefault(variant, {})
@@ -96,14 +90,17 @@ def main(arguments: list[str]) -> None:
                 continue
             overrides = {**training, "data": str(data), "seed": seed, "project": str(folder)}
             trainer_class = ClassificationTrainer
-            if VARIANTS[variant] is not None:
+            if variant != "plain":
                 trainer_class = DistillationClassificationTrainer
-                overrides |= {"teacher": str(teacher), **VARIANTS[variant]}
-            row = train(trainer_class, overrides, f"{variant.replace(' ', '_')}_{seed}")
+                overrides |= {**distillation, "teacher": str(teacher)}
+            if "=" in variant:
+                overrides |= parse_arguments(variant.split())
+            row = train(trainer_class, overrides, f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}")
             top1[str(seed)] = 100 * row["top1"]
             report["seconds"].setdefault(variant, {})[str(seed)] = row["seconds"]
             report["summary"] = summarise(report["top1"])
             output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
     print(table(report["summary"]))
     print(f"Saved to {output}")
 
@@ -112,7 +109,7 @@ def train_teacher(settings: dict[str, Any], training: dict[str, Any], folder: Pa
     """Train the teacher if it is not there yet, and return its checkpoint."""
     name = f"teacher_{Path(settings['teacher_model']).stem}_{settings['teacher_train']}_{settings['teacher_epochs']}"
     best = folder / name / "weights" / "best.pt"
-    if not best.exists() or not (best.parent.parent / "top1.txt").exists():
+    if not best.exists() or torch_load(best, map_location="cpu")["epoch"] != -1:  # -1 marks a finished training
         overrides = {k: training[k] for k in ("imgsz", "batch", "optimizer", "lr0", "plots")}
         overrides |= {
             "model": settings["teacher_model"],
@@ -121,8 +118,7 @@ def train_teacher(settings: dict[str, Any], training: dict[str, Any], folder: Pa
             "project": str(folder),
             "exist_ok": True,
         }
-        row = train(ClassificationTrainer, overrides, name)
-        (best.parent.parent / "top1.txt").write_text(f"{100 * row['top1']:.2f}\n")
+        train(ClassificationTrainer, overrides, name)
     return best
 
 
