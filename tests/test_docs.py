@@ -1,0 +1,109 @@
+"""The documents: the parameter tables against the code, and every command and example run as written."""
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from helpers import TRAINING
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.utils.distillation import DistillationLoss, response_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+MANUALS = ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"]
+DOCUMENTS = ["README.md", *MANUALS, "CONTRIBUTING.md", "benchmarks/README.md"]
+CI = (ROOT / ".ci/run").read_text() + (ROOT / "Makefile").read_text()
+
+
+def blocks(document, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(document):
+    """Return the single commands of a document's bash blocks."""
+    return [c.strip() for block in blocks(document, "bash") for line in block.splitlines() for c in line.split("&&")]
+
+
+COMMANDS = sorted({command for document in DOCUMENTS for command in commands(document) if command})
+
+
+def rows():
+    for f in fields(DistillationArgs):
+        kind = f.metadata["kind"]
+        yield f"| `{f.name}` | {f.default} | {kind.values} | {f.metadata['meaning']} |"
+
+
+def test_the_table_is_the_code():
+    manual = (ROOT / MANUALS[0]).read_text(encoding="utf-8")
+    assert "\n".join(rows()) in manual
+
+
+def test_the_chinese_table_has_the_same_parameters():
+    manual = (ROOT / MANUALS[1]).read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (\S+) \|", manual, re.MULTILINE)
+    assert shown == [(f.name, str(f.default)) for f in fields(DistillationArgs)]
+
+
+def test_the_manuals_are_in_step():
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in MANUALS)
+    for pattern in (r"^(#+) ", r"```(\w+)", r"^\|.*\|.*\|$", r"\d+\.\d+ to \+?\d+\.\d+|\d+\.\d+ 至"):
+        assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, chinese, re.MULTILINE)), (
+            pattern
+        )
+    assert [commands(name) for name in MANUALS[:1]] == [commands(name) for name in MANUALS[1:]]
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+
+
+def test_the_loss_and_the_arguments_have_the_same_defaults():
+    parameters = inspect.signature(DistillationLoss).parameters
+    for name in ("temperature", "feature_distill", "attention_distill", "feature_weight", "attention_weight"):
+        assert parameters[name].default == getattr(DistillationArgs(), name)
+    assert inspect.signature(response_loss).parameters["temperature"].default == DistillationArgs().temperature
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs(command, overrides, tmp_path):
+    """As written, but for the paths, and briefly."""
+    first = shlex.split(command)[0]
+    if first in {"pip", "make", "pytest"}:
+        assert command in CI or command in {'pip install -e ".[example]"', 'pytest -m "not slow"'}
+        return
+    script = shlex.split(command)[1]
+    arguments = shlex.split(command)[2:]
+    if script.startswith("benchmarks/"):
+        return  # tests/benchmarks runs them; a full measurement takes longer than all other tests
+    places = {"path/to/best.pt": overrides["teacher"], "path/to/dataset": overrides["data"]}
+    arguments = [f"{k}={places.get(v, v)}" if v else k for k, _, v in (a.partition("=") for a in arguments)]
+    if arguments and "--help" not in arguments:
+        brief = {**TRAINING, "fraction": 0.2, "project": str(tmp_path)}
+        brief |= {"teacher_epochs": 1} if "example" in script and "data=" in command else {}
+        arguments += [f"{k}={v}" for k, v in brief.items()]
+    elif "example" in script:
+        arguments = ["epochs=1", "teacher_epochs=1", "fraction=0.2"]
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", MANUALS)
+def test_python_examples_run(document, overrides, monkeypatch, tmp_path):
+    examples = blocks(document, "python")
+    assert len(examples) == 2
+    brief = f", project={str(tmp_path)!r}, imgsz=32, batch=32, device='cpu', plots=False, fraction=0.2"
+    for example in examples:
+        code = example.replace("path/to/best.pt", overrides["teacher"]).replace("path/to/dataset", overrides["data"])
+        exec(code.replace("epochs=50", f"epochs=1{brief}"), {})
+    assert len(list(tmp_path.rglob("best.pt"))) == 2
