@@ -107,3 +107,16 @@ def test_found_in_the_weights_folder(teacher):
     folder.mkdir(exist_ok=True)
     shutil.copy(teacher, folder / "named.pt")
     assert Teacher("named.pt").path == str(folder / "named.pt")
+
+
+@pytest.mark.parametrize("name", ["yolo11l-cls", "yolo11l-cls.pt"])
+def test_official_names_are_downloaded_by_upstream(name, teacher, monkeypatch):
+    asked = []
+
+    def download(file):
+        asked.append(file)
+        return str(teacher)
+
+    monkeypatch.setattr("ultralytics.nn.teacher.attempt_download_asset", download)
+    assert Teacher(name).path == str(teacher)
+    assert asked == ["yolo11l-cls.pt"]

@@ -10,7 +10,7 @@ import torch
 import yaml
 from helpers import TRAINING, write_digits
 from ultralytics import YOLO
-from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify import ClassificationTrainer, distill_train
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
@@ -46,7 +46,7 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def finished(digits, teacher, tmp_path_factory):
     """A finished two-epoch run with every loss, its mid-run checkpoint kept, and what was seen on the way."""
-    seen = {}
+    seen, said = {}, []
     overrides = {
         **TRAINING,
         "model": "yolo11n-cls.yaml",
@@ -76,8 +76,23 @@ def finished(digits, teacher, tmp_path_factory):
     def on_train_end(trainer):
         seen["teacher_after"] = trainer.teacher.model.state_dict()
 
-    trainer = train(overrides, on_train_start=on_start, on_train_epoch_end=on_epoch_end, on_train_end=on_train_end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill_train.LOGGER, "info", said.append)
+        trainer = train(overrides, on_train_start=on_start, on_train_epoch_end=on_epoch_end, on_train_end=on_train_end)
+    seen["said"] = [line for message in said if "distillation:" in str(message) for line in message.splitlines()]
     return trainer, seen, overrides
+
+
+def test_the_start_shows_networks_levels_and_weights(finished):
+    _, seen, _ = finished
+    lines = [line.split() for line in seen["said"]]
+    assert lines[2][:3] == ["teacher", "best.pt", "5,446,938"]  # fused
+    assert lines[3][:3] == ["student", "yolo11n-cls.yaml", "1,543,914"]
+    assert all(0 < float(line[3]) < 1 for line in lines[2:4])
+    assert lines[4] == ["stride", "8", "student", "4", "128x4x4", "teacher", "4", "256x4x4"]
+    assert lines[6] == ["stride", "32", "student", "9", "256x1x1", "teacher", "9", "512x1x1"]
+    weights = "0.3 x label + 0.7 x (response (temperature 4) + 50 x feature + 10 x attention)"
+    assert seen["said"][7].strip() == f"loss  {weights}"
 
 
 def test_student_stays_plain_and_teacher_outside(finished):
@@ -341,8 +356,6 @@ def test_layers_that_do_not_exist_are_refused(overrides):
 
 
 def test_alpha_zero_warns(overrides, monkeypatch):
-    from ultralytics.models.yolo.classify import distill_train
-
     warnings = []
     monkeypatch.setattr(distill_train.LOGGER, "warning", warnings.append)
     DistillationClassificationTrainer(overrides={**overrides, "distill_alpha": 0})
