@@ -75,10 +75,10 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
         settings = {"model": MODEL, **given}
     else:
         settings = {"model": MODEL, **TRAINING, **given}
-        if not Path(settings["data"]).is_dir():
+        if missing := [k for k in ("data", "teacher") if k not in given and not Path(settings[k]).exists()]:
             raise FileNotFoundError(
-                f"'data={settings['data']}' does not exist. Give your dataset as 'data=path/to/dataset', or run "
-                f"'python distill_train_example.py' once, which makes it and a teacher."
+                f"'{missing[0]}={settings[missing[0]]}' does not exist. Give your own '{missing[0]}=', or run "
+                f"'python distill_train_example.py' once, which makes a dataset and a teacher."
             )
     check_cuda()
     return train_with_distillation(settings) if use_distillation else train_normal(settings)

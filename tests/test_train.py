@@ -67,8 +67,11 @@ def test_says_what_it_runs_on(monkeypatch):
     assert "2 x a GPU" in said[1]
 
 
-def test_without_data_it_points_to_the_example():
-    with pytest.raises(FileNotFoundError, match=r"distill_train_example\.py"):
+@pytest.mark.parametrize("missing", ["data", "teacher"])
+def test_without_settings_it_points_to_the_example(missing, digits, teacher, monkeypatch):
+    there = {"data": str(digits), "teacher": str(teacher)}
+    monkeypatch.setattr(train, "TRAINING", {**train.TRAINING, **there, missing: "nowhere"})
+    with pytest.raises(FileNotFoundError, match=rf"'{missing}=nowhere'.*distill_train_example\.py"):
         train.main([])
 
 

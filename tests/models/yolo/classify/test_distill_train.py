@@ -416,8 +416,26 @@ def test_resume_of_a_plain_run_is_refused(overrides):
     trainer.add_callback("on_model_save", stop_after(0))
     with pytest.raises(Stopped):
         trainer.train()
-    with pytest.raises(ValueError, match="without a teacher"):
+    with pytest.raises(ValueError, match="no distillation to resume"):
         DistillationClassificationTrainer(overrides={"resume": str(trainer.last), "teacher": overrides["teacher"]})
+
+
+def test_resume_of_a_finished_run_is_refused(finished):
+    with pytest.raises(ValueError, match="finished run"):
+        DistillationClassificationTrainer(overrides={"resume": str(finished[0].last)})
+
+
+def test_resume_takes_a_moved_teacher_and_nothing_else(overrides, tmp_path):
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "epochs": 2, "fraction": 0.2})
+    trainer.add_callback("on_model_save", stop_after(0))
+    with pytest.raises(Stopped):
+        trainer.train()
+    moved = tmp_path / "moved.pt"
+    moved.write_bytes(Path(overrides["teacher"]).read_bytes())
+    again = DistillationClassificationTrainer(
+        overrides={"resume": str(trainer.last), "teacher": str(moved), "temperature": 9.0}
+    )
+    assert (again.args.teacher, again.args.temperature) == (str(moved), 4.0)
 
 
 def test_recovery_from_nan_keeps_distilling(overrides):
@@ -436,6 +454,45 @@ def test_recovery_from_nan_keeps_distilling(overrides):
     assert poisoned
     assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
     assert all(float(row["train/feature_loss"]) > 0 for row in rows(trainer))
+
+
+def test_out_of_memory_halves_the_batch(overrides):
+    """Upstream rebuilds its loaders after an out-of-memory error; distillation goes on with the smaller batch."""
+
+    class Hungry(DistillationClassificationTrainer):
+        full = True
+
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            if self.full:
+                self.full = False
+                raise RuntimeError("CUDA out of memory")
+            return batch
+
+    trainer = train(overrides, Hungry)
+    assert trainer.batch_size == overrides["batch"] // 2
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"val": False},
+        {"freeze": 3},
+        {"dropout": 0.2},
+        {"optimizer": "MuSGD"},
+        {"optimizer": "auto"},
+        {"batch": -1},
+        {"time": 0.0005},
+        {"cache": True},
+        {"imgsz": 40},
+    ],
+    ids=str,
+)
+def test_training_arguments_work_as_ever(settings, overrides):
+    trainer = train({**overrides, "fraction": 0.2, **settings})
+    assert trainer.loss_names == ("loss", *DISTILLATION_LOSSES)
+    assert "distill_adapters" not in load_checkpoint(trainer.best)[0]._modules
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

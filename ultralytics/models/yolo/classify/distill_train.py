@@ -104,8 +104,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             stored = {k: v for k, v in vars(self.args).items() if k in DISTILLATION_KEYS}
             if not stored:
                 raise ValueError(
-                    f"'resume={self.args.resume}' was trained without a teacher and can only be resumed so. To distil "
-                    f"from its weights, start a new run with 'model={self.args.resume}'."
+                    f"'resume={self.args.resume}' is of a finished run or of one without a teacher, so there is no "
+                    f"distillation to resume. To go on from its weights, start a new run with 'model=' and 'teacher='."
                 )
             if ignored := [k for k, v in given.items() if k != "teacher" and v != stored.get(k)]:
                 LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
