@@ -41,7 +41,6 @@ SETTINGS = {
     "teacher_model": "yolo11s-cls.yaml",
     "device": None,
     "amp": True,
-    "output": str(Path(__file__).with_name("speed.json")),
 }
 CLASSES = 10
 
@@ -52,6 +51,7 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     given = parse_arguments(arguments)
+    output = Path(given.pop("output", Path(__file__).with_name("speed.json")))
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
     sizes = list(zip(np.atleast_1d(settings["imgsz"]).tolist(), np.atleast_1d(settings["batch"]).tolist(), strict=True))
     results = []
@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> None:
         lines.append(f"| {r['imgsz']} | {r['batch']} | {times} | {r['ratio']:.3f} | {low:.3f} to {high:.3f} |")
     print("\n".join(lines))
     report = {"machine": machine(), "setting": {**settings, **given}, "results": results}
-    Path(settings["output"]).write_text(json.dumps(report, indent=2) + "\n")
-    print(f"Saved to {settings['output']}")
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Saved to {output}")
 
 
 def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from helpers import TRAINING
-from ultralytics.cfg.distillation import DistillationArgs
+from helpers import TRAINING, load_benchmark
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.utils.distillation import DistillationLoss, response_loss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,10 +50,11 @@ def test_the_chinese_table_has_the_same_parameters():
 
 def test_the_manuals_are_in_step():
     english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in MANUALS)
-    for pattern in (r"^(#+) ", r"```(\w+)", r"^\|.*\|.*\|$", r"\d+\.\d+ to \+?\d+\.\d+|\d+\.\d+ 至"):
-        assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, chinese, re.MULTILINE)), (
-            pattern
-        )
+    for pattern in (r"^#+ ", r"```\w+", r"^\|.*\|.*\|$"):  # headings, examples, rows
+        found = [re.findall(pattern, manual, re.MULTILINE) for manual in (english, chinese)]
+        assert len(found[0]) == len(found[1]), pattern
+    figures = [re.findall(r"[+-]?\d+\.\d+", manual) for manual in (english, chinese)]
+    assert figures[0] == figures[1]
     assert [commands(name) for name in MANUALS[:1]] == [commands(name) for name in MANUALS[1:]]
 
 
@@ -81,8 +82,12 @@ def test_every_command_runs(command, overrides, tmp_path):
         return
     script = shlex.split(command)[1]
     arguments = shlex.split(command)[2:]
-    if script.startswith("benchmarks/"):
-        return  # tests/benchmarks runs them; a full measurement takes longer than all other tests
+    if script.startswith("benchmarks/"):  # tests/benchmarks runs them; as written they take longer than all other tests
+        given = parse_arguments(arguments)
+        for variant in given.get("variants", "plain").split(","):
+            DistillationArgs(**parse_arguments(variant.split() if "=" in variant else []))
+        assert given.keys() <= load_benchmark(Path(script).stem).SETTINGS.keys()
+        return
     places = {"path/to/best.pt": overrides["teacher"], "path/to/dataset": overrides["data"]}
     arguments = [f"{k}={places.get(v, v)}" if v else k for k, _, v in (a.partition("=") for a in arguments)]
     if arguments and "--help" not in arguments:

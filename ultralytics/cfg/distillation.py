@@ -30,7 +30,7 @@ class _Kind(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)  # a bool is no number
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _layer_lists(value: Any) -> list:
