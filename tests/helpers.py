@@ -1,19 +1,22 @@
 """Settings and data that several test modules share."""
 
+import csv
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.tasks import load_checkpoint
 
 from distill_train_example import load_digit_images, write_image_folder
 
 TRAINING = {"imgsz": 32, "batch": 32, "epochs": 1, "optimizer": "AdamW", "lr0": 0.002, "plots": False, "device": "cpu"}
+DISTILLATION_LOSSES = ("response_loss", "feature_loss", "attention_loss")
 
 
-def write_digits(
-    folder: Path, train: int = 20, val: int = 5, classes: int = 10, names: list[str] | None = None
-) -> Path:
+def write_digits(folder: Path, train: int = 20, val: int = 5, names: list[str] | None = None) -> Path:
     """Write the first digits of each class as an image folder."""
     images, labels, digits = load_digit_images()
     names = names or digits
@@ -32,3 +35,33 @@ def load_benchmark(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def train(overrides, trainer_class=DistillationClassificationTrainer, **callbacks):
+    """Train to the end, with callbacks by event, and return the trainer."""
+    trainer = trainer_class(overrides=overrides)
+    for event, callback in callbacks.items():
+        trainer.add_callback(event, callback)
+    trainer.train()
+    return trainer
+
+
+def plain(overrides):
+    """Return the arguments that a plain run takes."""
+    return {k: v for k, v in overrides.items() if k in {*TRAINING, "model", "data", "project", "epochs", "seed"}}
+
+
+def rows(trainer):
+    """Return the lines of a run's results.csv."""
+    with trainer.csv.open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(file):
+    """Return a checkpoint's state dict."""
+    return load_checkpoint(file)[0].state_dict()
+
+
+def same(a, b):
+    """Tell whether two state dicts are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -1,0 +1,156 @@
+"""Runs that end early, fail on the way, or use upstream's other arguments: distillation goes on as training does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DISTILLATION_LOSSES, plain, rows, same, train
+from ultralytics import YOLO
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.tasks import load_checkpoint
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def stop_after(epoch):
+    def on_model_save(trainer):
+        if trainer.epoch == epoch:
+            raise Stopped
+
+    return on_model_save
+
+
+@pytest.mark.parametrize("by", ["path", "api"])
+def test_resume_continues_the_distillation(by, overrides):
+    """Arguments, teacher, adapters, EMA and optimizer come back from last.pt, and the run ends as a whole one does."""
+    started = {**overrides, "epochs": 3, "temperature": 2.5, "distill_alpha": 0.6}
+    with pytest.raises(Stopped):
+        train(started, on_model_save=stop_after(1))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    saved = torch.load(last, weights_only=False)
+    seen = {}
+
+    def on_start(trainer):
+        seen.update(
+            adapters={k: v.clone() for k, v in trainer.model.distill_adapters.state_dict().items()},
+            ema={k: v.clone() for k, v in trainer.ema.ema.state_dict().items()},
+            epoch=trainer.start_epoch,
+            steps=[float(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()],
+        )
+
+    if by == "path":
+        trainer = train({"resume": str(last)}, on_train_start=on_start)
+    else:
+        model = YOLO(last)
+        model.add_callback("on_train_start", on_start)
+        model.train(resume=True, trainer=DistillationClassificationTrainer)
+        trainer = model.trainer
+    assert (trainer.args.temperature, trainer.args.distill_alpha) == (2.5, 0.6)
+    assert trainer.args.teacher == overrides["teacher"]
+    assert seen["epoch"] == 2
+    assert same(seen["adapters"], {k: v.float() for k, v in saved["ema"].distill_adapters.state_dict().items()})
+    assert same(
+        seen["ema"], {k: v.float() if v.is_floating_point() else v for k, v in saved["ema"].state_dict().items()}
+    )
+    assert seen["steps"] == [float(s["step"]) for s in saved["optimizer"]["state"].values()]
+    assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
+    assert "distill_adapters" not in load_checkpoint(trainer.best)[0]._modules
+
+
+def test_resume_of_a_plain_run_is_refused(overrides):
+    trainer = ClassificationTrainer(overrides={**plain(overrides), "epochs": 2})
+    trainer.add_callback("on_model_save", stop_after(0))
+    with pytest.raises(Stopped):
+        trainer.train()
+    with pytest.raises(ValueError, match="no distillation to resume"):
+        DistillationClassificationTrainer(overrides={"resume": str(trainer.last), "teacher": overrides["teacher"]})
+
+
+def test_resume_takes_a_moved_teacher_and_nothing_else(overrides, tmp_path):
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "epochs": 2, "fraction": 0.2})
+    trainer.add_callback("on_model_save", stop_after(0))
+    with pytest.raises(Stopped):
+        trainer.train()
+    moved = tmp_path / "moved.pt"
+    moved.write_bytes(Path(overrides["teacher"]).read_bytes())
+    again = DistillationClassificationTrainer(
+        overrides={"resume": str(trainer.last), "teacher": str(moved), "temperature": 9.0}
+    )
+    assert (again.args.teacher, again.args.temperature) == (str(moved), 4.0)
+
+
+def test_recovery_from_nan_keeps_distilling(overrides):
+    """Upstream reloads last.pt after a non-finite loss; the run goes on, distilling and saving."""
+    poisoned = []
+
+    class Poisoned(DistillationClassificationTrainer):
+        def validate(self):
+            result = super().validate()
+            if self.epoch == 1 and not poisoned:
+                poisoned.append(True)
+                self.loss = self.loss * float("nan")
+            return result
+
+    trainer = train({**overrides, "epochs": 3}, Poisoned)
+    assert poisoned
+    assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
+    assert all(float(row["train/feature_loss"]) > 0 for row in rows(trainer))
+
+
+def test_out_of_memory_halves_the_batch(overrides):
+    """Upstream rebuilds its loaders after an out-of-memory error; distillation goes on with the smaller batch."""
+
+    class Hungry(DistillationClassificationTrainer):
+        full = True
+
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            if self.full:
+                self.full = False
+                raise RuntimeError("CUDA out of memory")
+            return batch
+
+    trainer = train(overrides, Hungry)
+    assert trainer.batch_size == overrides["batch"] // 2
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"val": False},
+        {"freeze": 3},
+        {"dropout": 0.2},
+        {"optimizer": "MuSGD"},
+        {"optimizer": "auto"},
+        {"batch": -1},
+        {"time": 0.0005},
+        {"cache": True},
+        {"imgsz": 40},
+    ],
+    ids=str,
+)
+def test_training_arguments_work_as_ever(settings, overrides):
+    trainer = train({**overrides, "fraction": 0.2, **settings})
+    assert trainer.loss_names == ("loss", *DISTILLATION_LOSSES)
+    assert "distill_adapters" not in load_checkpoint(trainer.best)[0]._modules
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("amp", ["bf16", True, False])
+def test_cuda_trains(amp, overrides):
+    trainer = train({**overrides, "amp": amp, "device": "0"})
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "student", ["yolov8n-cls.yaml", "yolo12n-cls.yaml", "yolo26n-cls.yaml", "yolov8-cls-resnet50.yaml"]
+)
+def test_other_students_train(student, overrides):
+    trainer = train({**overrides, "model": student, "fraction": 0.3})
+    assert [s.stride for s, _ in trainer.levels] == [8, 16, 32]
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
