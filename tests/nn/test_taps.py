@@ -66,14 +66,14 @@ def test_looking_leaves_no_trace():
 
 def test_named_layers():
     student, teacher = find_levels(build("yolo11n-cls.yaml"), 64), find_levels(build("yolov8n-cls.yaml"), 64)
-    same = match_levels(student, teacher, [2, 6])
+    same = match_levels(student, teacher, ([2, 6], [2, 6]))
     assert [(s.name, t.name) for s, t in same] == [("model.2", "model.2"), ("model.6", "model.6")]
     each = match_levels(student, teacher, ([9, 4], [8, 4]))
     assert [(s.name, t.name) for s, t in each] == [("model.9", "model.8"), ("model.4", "model.4")]
     with pytest.raises(ValueError, match=r"layer 9, but the teacher has feature maps at layers \[0, 1, .*8\]"):
-        match_levels(student, teacher, [9])
+        match_levels(student, teacher, ([9], [9]))
     with pytest.raises(ValueError, match="layer 10, but the student"):
-        match_levels(student, teacher, [10])  # the head
+        match_levels(student, teacher, ([10], [4]))  # the head
 
 
 def test_no_common_stride_names_both():

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ultralytics.cfg import (
     DEFAULT_CFG_DICT,
     check_dict_alignment,
@@ -16,6 +17,8 @@ from ultralytics.cfg import (
     parse_key_value_pair,
     smart_value,
 )
+from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_yaml
 
 __all__ = ("DistillationArgs", "parse_arguments")
 
@@ -91,15 +94,17 @@ class DistillationArgs:
     def __post_init__(self):
         """Read strings, then check each value and the values together."""
         if isinstance(self.teacher, Path):
-            object.__setattr__(self, "teacher", str(self.teacher))  # args.yaml and checkpoints hold plain values
+            object.__setattr__(self, "teacher", str(self.teacher))
         for f in fields(self):
             kind, value = f.metadata["kind"], getattr(self, f.name)
             if isinstance(value, str) and kind is not _PATH:
                 value = smart_value(value)
-                object.__setattr__(self, f.name, value)  # the dataclass is frozen
+            elif isinstance(value, np.generic):
+                value = value.item()  # args.yaml and checkpoints hold plain values
+            object.__setattr__(self, f.name, value)  # the dataclass is frozen
             if not kind.is_type(value):
                 raise TypeError(
-                    f"'{f.name}={value}' is of invalid type {type(value).__name__}. Valid '{f.name}' types are "
+                    f"'{f.name}={value!s:.100}' is of invalid type {type(value).__name__}. Valid '{f.name}' types are "
                     f"{kind.types} (i.e. '{f.name}={f.default}')."
                 )
             if not kind.in_range(value):
@@ -120,6 +125,17 @@ class DistillationArgs:
         return bool(
             (self.feature_distill and self.feature_weight) or (self.attention_distill and self.attention_weight)
         )
+
+    @property
+    def uses_adapters(self) -> bool:
+        """Whether the feature loss is on, which trains 1x1 adapters."""
+        return bool(self.distill_alpha and self.feature_distill and self.feature_weight)
+
+    @property
+    def layers(self) -> tuple[Sequence[int], Sequence[int]] | None:
+        """The student's and the teacher's layer indices to pair, or None for matching by stride."""
+        lists = _layer_lists(self.distill_layers)
+        return (lists[0], lists[-1]) if lists else None
 
     @classmethod
     def split(cls, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -151,19 +167,24 @@ class DistillationArgs:
         return given, rest
 
 
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read command-line arguments in upstream's syntax: `key=value`, or the bare name of a switch for True.
+
+    Arguments from a file given as `cfg=path.yaml` stand behind those of the command line.
 
     Args:
         arguments (Sequence[str]): The arguments, without the program's name.
+        own (Mapping[str, Any], optional): Defaults of the program's own arguments.
 
     Returns:
         (dict[str, Any]): Values by key, numbers, bools, None and lists converted.
 
     Raises:
         SyntaxError: If an argument is neither.
+        TypeError: If a switch of the program's own is not given True or False.
     """
-    switches = {k for k, v in {**DEFAULT_CFG_DICT, **asdict(DistillationArgs())}.items() if isinstance(v, bool)}
+    defaults = {**DEFAULT_CFG_DICT, **asdict(DistillationArgs()), **(own or {})}
+    switches = {k for k, v in defaults.items() if isinstance(v, bool)}
     parsed = {}
     for argument in merge_equals_args(list(arguments)):
         if "=" in argument:
@@ -172,5 +193,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             key, value = argument, True
         else:
             raise SyntaxError(f"'{argument}' is not a valid argument. Arguments are 'key=value', i.e. 'epochs=50'.")
+        if key in (own or {}) and key in switches and not isinstance(value, bool):
+            raise TypeError(f"'{key}={value}' is of invalid type {type(value).__name__}. Give True or False.")
         parsed[key] = value
+    if file := parsed.pop("cfg", None):
+        parsed = {**{k: v for k, v in YAML.load(check_yaml(file)).items() if k != "cfg"}, **parsed}
     return parsed

@@ -52,14 +52,18 @@ class FeatureTaps:
     def take(self) -> list[Tensor]:
         """Return the maps of the last forward pass in the order of `names`, and forget them."""
         maps = [self._outputs[name] for name in self.names]
-        self._outputs.clear()
+        self.clear()
         return maps
+
+    def clear(self) -> None:
+        """Forget the maps of a forward pass that came to nothing, and with them its graph."""
+        self._outputs.clear()
 
     def remove(self) -> None:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
-        self._outputs.clear()
+        self.clear()
 
 
 def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, FeatureLevel]:
@@ -109,7 +113,9 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
 
 
 def match_levels(
-    student: dict[str, FeatureLevel], teacher: dict[str, FeatureLevel], layers: Sequence | None = None
+    student: dict[str, FeatureLevel],
+    teacher: dict[str, FeatureLevel],
+    layers: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> list[tuple[FeatureLevel, FeatureLevel]]:
     """Pair the feature levels of two networks.
 
@@ -119,7 +125,8 @@ def match_levels(
     Args:
         student (dict[str, FeatureLevel]): The student's maps, from `find_levels`.
         teacher (dict[str, FeatureLevel]): The teacher's maps, from `find_levels`.
-        layers (Sequence, optional): Layer indices to pair instead: one list for both networks, or a pair of lists.
+        layers (tuple[Sequence[int], Sequence[int]], optional): The student's and the teacher's layer indices to pair
+            instead.
 
     Returns:
         (list[tuple[FeatureLevel, FeatureLevel]]): (student, teacher) levels, finest first.
@@ -128,12 +135,7 @@ def match_levels(
         ValueError: If a named layer has no feature map, or the networks share no stride.
     """
     if layers is not None:
-        paired = isinstance(layers[0], (list, tuple))
-        student_layers, teacher_layers = layers if paired else (layers, layers)
-        return [
-            (_layer(student, i, "student"), _layer(teacher, j, "teacher"))
-            for i, j in zip(student_layers, teacher_layers, strict=True)
-        ]
+        return [(_layer(student, i, "student"), _layer(teacher, j, "teacher")) for i, j in zip(*layers, strict=True)]
     by_stride = [_by_stride(levels.values()) for levels in (student, teacher)]
     shared = sorted(by_stride[0].keys() & by_stride[1].keys())
     if not shared:

@@ -41,7 +41,7 @@ class Teacher:
             TypeError: If the file is not a trained classification checkpoint.
             ValueError: If no teacher is given.
         """
-        self.path = _find(path)
+        self.path = str(Path(_find(path)).resolve())
         try:
             model, _ = load_checkpoint(self.path)
         except Exception as e:
@@ -128,7 +128,7 @@ def _find(path: str | Path | None) -> str:
             "No teacher given. Set 'teacher' to a trained classification checkpoint, i.e. "
             "'teacher=runs/classify/train/weights/best.pt'."
         )
-    file = str(check_model_file_from_stem(path))
+    file = str(Path(check_model_file_from_stem(path)).expanduser()) if "://" not in str(path) else str(path)
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
         raise TypeError(
             f"'teacher={path}' is a network description without trained weights. Train it first, i.e. "
@@ -142,7 +142,13 @@ def _find(path: str | Path | None) -> str:
     if file.lower().startswith(REMOTE_FILE_PREFIXES):
         return check_file(file, download_dir=SETTINGS["weights_dir"])
     if Path(file).name in GITHUB_ASSETS_NAMES:
-        return attempt_download_asset(file)
+        try:
+            return attempt_download_asset(file)
+        except Exception as e:
+            raise FileNotFoundError(
+                f"'teacher={path}' is an official model, but could not be downloaded ({type(e).__name__}). Download it "
+                f"where there is a network, and give its path."
+            ) from e
     raise FileNotFoundError(f"'teacher={path}' does not exist. Give the path of a trained checkpoint.")
 
 

@@ -111,9 +111,16 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
             given = {**stored, **{k: v for k, v in given.items() if k == "teacher" and v is not None}}
         self.distillation = DistillationArgs(**given)
-        vars(self.args).update(asdict(self.distillation))
+        if self.args.quantize == 8 and self.distillation.uses_adapters:
+            raise ValueError(
+                "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
+                "'feature_distill=False', or train without 'quantize' and quantize on export."
+            )
         self.teacher = Teacher(self.distillation.teacher)
+        vars(self.args).update(asdict(self.distillation), teacher=self.teacher.path)
+        source = self.args.data
         data = self.get_dataset()
+        self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
         self.teacher.check(data["names"], data["channels"])
         if self.distillation.distill_alpha == 0:
             LOGGER.warning("'distill_alpha=0': the teacher has no effect on this run.")
@@ -122,6 +129,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         """Return the dataset dictionary, read once although the teacher needs it before upstream does."""
         if self.data is None:
             self.data = super().get_dataset()
+            self._resolved_data = self.args.data
+        self.args.data = self._resolved_data
         return self.data
 
     def get_validator(self):
@@ -149,7 +158,7 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             self.levels = match_levels(
                 find_levels(student, self.args.imgsz, self.data["channels"]),
                 find_levels(teacher.model, self.args.imgsz, teacher.channels),
-                args.distill_layers,
+                args.layers,
             )
         if RANK in {-1, 0}:
             self._log_setup()
@@ -167,12 +176,22 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         if self.distillation_loss.adapters:
             student.distill_adapters = self.distillation_loss.adapters
             if self.resume:
-                student.distill_adapters.load_state_dict(ckpt["ema"].distill_adapters.state_dict())
+                stored = ckpt["ema"].distill_adapters
+                shapes, fitting = ([tuple(a.weight.shape[:2]) for a in x] for x in (stored, student.distill_adapters))
+                if shapes != fitting:
+                    raise ValueError(
+                        f"'teacher={teacher.path}' does not fit the adapters of this run: they have (teacher, student) "
+                        f"channels {shapes}, and it needs {fitting}. "
+                        f"Give the same teacher, or start a new run."
+                    )
+                student.distill_adapters.load_state_dict(stored.state_dict())
         return ckpt
 
     def _setup_train(self):
         """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
         super()._setup_train()
+        if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
+            raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self._attach()
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
@@ -186,7 +205,7 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         self._detach()
         student = unwrap_model(self.model)
         if hasattr(student, "distill_adapters"):
-            del student.distill_adapters
+            del student.distill_adapters, self.ema.ema.distill_adapters
             if RANK in {-1, 0}:
                 for file in (self.last, self.best):
                     _remove_adapters(file)
@@ -204,8 +223,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         items = super().label_loss_items(loss_items, prefix)
         if prefix == "train" or self.distillation_loss is None:
             return items
-        hidden = {f"{prefix}/{name}" for name in self.distillation_loss.weights}
-        return type(items)((k, items[k]) if isinstance(items, dict) else k for k in items if k not in hidden)
+        shown = [k for k in items if k.removeprefix(f"{prefix}/") not in self.distillation_loss.weights]
+        return shown if loss_items is None else {k: items[k] for k in shown}
 
     def progress_string(self) -> str:
         """Return the header of the progress bar, the names short enough for upstream's columns."""
@@ -221,9 +240,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         self._detach()
         student = unwrap_model(self.model)
         self._taps = FeatureTaps(student, [level.name for level, _ in self.levels])
-        self.teacher.to(self.device).tap([level.name for _, level in self.levels])
-        if self.distillation_loss is not None and self.distillation_loss.adapters:
-            self.distillation_loss.adapters = student.distill_adapters
+        if self.distillation_loss is not None:
+            self.teacher.to(self.device).tap([level.name for _, level in self.levels])
         student.criterion = _Criterion(
             student.init_criterion(),
             self._taps,
@@ -238,6 +256,12 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             self._taps.remove()
             self._taps = None
             unwrap_model(self.model).criterion = None
+
+    def _clear_memory(self, threshold: float | None = None) -> None:
+        """Let go of the maps of a failed step too, when upstream frees memory to try a smaller batch."""
+        if self._taps is not None:
+            self._taps.clear()
+        super()._clear_memory(threshold)
 
     def _log_setup(self) -> None:
         """Log both networks, the matched levels and the weights in force."""
@@ -264,6 +288,8 @@ def _remove_adapters(file: Path) -> None:
     if not file.exists():
         return
     ckpt = torch_load(file, map_location="cpu")
+    if not hasattr(ckpt.get("ema"), "distill_adapters"):  # of an earlier run in this folder
+        return
     del ckpt["ema"].distill_adapters
     whole = file.with_suffix(".tmp")
     torch_save(ckpt, whole)
