@@ -25,8 +25,10 @@ import torch
 from PIL import Image
 from ultralytics import YOLO, __version__
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.data.utils import check_cls_dataset
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.teacher import Teacher
 from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.files import increment_path
 
@@ -57,11 +59,17 @@ def compare(settings: dict[str, Any]) -> Path:
     """
     teacher, teacher_epochs = settings.pop("teacher"), settings.pop("teacher_epochs")
     distillation, training = DistillationArgs.split(settings)
-    folder = Path(increment_path(runs_folder() / "distill_example"))
+    DistillationArgs(**distillation)  # refuses mistakes before hours of training
+    is_trained = not str(teacher).endswith((".yaml", ".yml"))
+    if is_trained:
+        data = check_cls_dataset(training["data"], training.get("split") or "val")
+        Teacher(teacher).check(data["names"], data["channels"])
+    folder = runs_folder() / training.pop("project", "") / training.pop("name", "distill_example")
+    folder = Path(increment_path(folder, exist_ok=training.pop("exist_ok", False)))
     training["project"] = str(folder)
 
     rows = []
-    if str(teacher).endswith((".yaml", ".yml")):
+    if not is_trained:
         rows.append(train(ClassificationTrainer, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]
     else:

@@ -24,14 +24,21 @@ from ultralytics.models.yolo.classify.distill_train import DistillationClassific
 from ultralytics.utils import LOGGER, SETTINGS
 
 MODEL = "yolo11n-cls.yaml"
-TRAINING = {  # used unless `data` is given on the command line
+TRAINING = {  # used unless `data` is given on the command line, with the example's newest teacher
     "data": str(Path(SETTINGS["datasets_dir"]) / "digits"),
-    "teacher": str(Path(SETTINGS["runs_dir"]) / "classify" / "distill_example" / "teacher" / "weights" / "best.pt"),
     "epochs": 10,
     "imgsz": 32,
     "batch": 64,
     "fliplr": 0.0,
 }
+
+
+def example_teacher() -> str | None:
+    """Return the newest teacher of a finished run of distill_train_example.py, or None."""
+    plots = Path(SETTINGS["runs_dir"]).glob("classify/distill_example*/comparison.png")  # drawn at a run's end
+    teachers = [plot.parent / "teacher" / "weights" / "best.pt" for plot in plots]
+    newest = max((t for t in teachers if t.exists()), key=lambda t: t.stat().st_mtime, default=None)
+    return newest and str(newest)
 
 
 def check_cuda() -> bool:
@@ -67,18 +74,18 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
             __doc__ + "\n".join(f"    {f.name}={f.default}: {f.metadata['meaning']}" for f in fields(DistillationArgs))
         )
         return None
-    given = parse_arguments(arguments)
+    given = parse_arguments(arguments, {"use_distillation": use_distillation})
     use_distillation = given.pop("use_distillation", use_distillation)
     if given.get("resume"):
         settings = given  # the checkpoint holds the rest
     elif "data" in given:
         settings = {"model": MODEL, **given}
     else:
-        settings = {"model": MODEL, **TRAINING, **given}
-        if missing := [k for k in ("data", "teacher") if k not in given and not Path(settings[k]).exists()]:
+        settings = {"model": MODEL, "teacher": example_teacher(), **TRAINING, **given}
+        if not Path(settings["data"]).is_dir() or settings["teacher"] is None:
             raise FileNotFoundError(
-                f"'{missing[0]}={settings[missing[0]]}' does not exist. Give your own '{missing[0]}=', or run "
-                f"'python distill_train_example.py' once, which makes a dataset and a teacher."
+                "No 'data=' given, and the example's digits and teacher are not there. Give 'data=path/to/dataset' and "
+                "'teacher=path/to/best.pt', or run 'python distill_train_example.py' once."
             )
     check_cuda()
     return train_with_distillation(settings) if use_distillation else train_normal(settings)

@@ -67,7 +67,11 @@ def main(arguments: list[str]) -> None:
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
     distillation, training = DistillationArgs.split({**TRAINING, **given})
     seeds = np.atleast_1d(settings["seeds"]).tolist()
-    variants = [name.strip() for name in settings["variants"].split(",")]
+    variants = {}  # the students' own overrides, None for plain training; mistakes end here, before the first run
+    for name in settings["variants"].split(","):
+        own = {**distillation, **(parse_arguments(name.split()) if "=" in name else {})}
+        DistillationArgs(**own)
+        variants[name.strip()] = None if name.strip() == "plain" else own
     output = Path(settings["output"])
 
     folder = runs_folder() / "accuracy"
@@ -78,23 +82,22 @@ def main(arguments: list[str]) -> None:
         **training,
         **{k: settings[k] for k in ("train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")},
     }
+    setting = json.loads(json.dumps(setting))  # as it is read back
     report = {"setting": setting, "top1": {}, "seconds": {}}
     if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
         report = earlier
     report["machine"] = machine()
     report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
     for seed in seeds:
-        for variant in variants:
+        for variant, own in variants.items():
             top1 = report["top1"].setdefault(variant, {})
             if str(seed) in top1:
                 continue
             overrides = {**training, "data": str(data), "seed": seed, "project": str(folder)}
             trainer_class = ClassificationTrainer
-            if variant != "plain":
+            if own is not None:
                 trainer_class = DistillationClassificationTrainer
-                overrides |= {**distillation, "teacher": str(teacher)}
-            if "=" in variant:
-                overrides |= parse_arguments(variant.split())
+                overrides |= {**own, "teacher": str(teacher)}
             row = train(trainer_class, overrides, f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}")
             top1[str(seed)] = 100 * row["top1"]
             report["seconds"].setdefault(variant, {})[str(seed)] = row["seconds"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import TRAINING
+from helpers import TRAINING, write_digits
 from PIL import Image
 from ultralytics.utils import LOGGER
 
@@ -29,7 +29,8 @@ def table(lines):
 
 def test_own_teacher_and_data(digits, teacher, said, tmp_path):
     settings = {**TRAINING, "model": "yolo11n-cls.yaml", "teacher": str(teacher), "data": str(digits), "fraction": 0.3}
-    folder = example.compare({**settings, "teacher_epochs": 1})
+    folder = example.compare({**settings, "teacher_epochs": 1, "project": str(tmp_path), "name": "mine"})
+    assert folder == tmp_path / "mine"
     shown = table(said)
     assert shown["teacher"][0] > shown["plain"][0] == shown["distilled"][0] > 1_000_000
     assert all(0 <= top1 <= top5 <= 100 for _, top1, top5 in shown.values())
@@ -72,6 +73,19 @@ def test_image_folder_is_whole_or_absent(tmp_path):
     example.write_image_folder(tmp_path / "data", {"train": (images[:2], labels[:2])}, ["a", "b"])
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png"))
     assert files == ["data/train/a/00000.png", "data/train/b/00001.png"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [({"temperature": -1}, "temperature=-1"), ({"names": [*"012345678", "nine"]}, "class 9")]
+)
+def test_mistakes_are_refused_before_any_training(wrong, words, teacher, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "train", None)  # would be called
+    settings = {**TRAINING, "model": "yolo11n-cls.yaml", "teacher": str(teacher), "data": str(digits), **wrong}
+    if names := settings.pop("names", None):
+        settings["data"] = str(write_digits(tmp_path / "other", train=2, val=1, names=names))
+    with pytest.raises(ValueError, match=words):
+        example.compare({**settings, "teacher_epochs": 1, "project": str(tmp_path / "runs")})
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help(capsys):

@@ -1,11 +1,13 @@
 """The training script, as a user calls it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from helpers import TRAINING
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -69,14 +71,43 @@ def test_says_what_it_runs_on(monkeypatch):
 
 @pytest.mark.parametrize("missing", ["data", "teacher"])
 def test_without_settings_it_points_to_the_example(missing, digits, teacher, monkeypatch):
-    there = {"data": str(digits), "teacher": str(teacher)}
-    monkeypatch.setattr(train, "TRAINING", {**train.TRAINING, **there, missing: "nowhere"})
-    with pytest.raises(FileNotFoundError, match=rf"'{missing}=nowhere'.*distill_train_example\.py"):
+    monkeypatch.setitem(train.TRAINING, "data", "nowhere" if missing == "data" else str(digits))
+    monkeypatch.setattr(train, "example_teacher", lambda: None if missing == "teacher" else str(teacher))
+    with pytest.raises(FileNotFoundError, match=r"distill_train_example\.py"):
         train.main([])
+
+
+def test_the_newest_finished_example_teaches(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SETTINGS", {"runs_dir": str(tmp_path)})
+    assert train.example_teacher() is None
+    files = []
+    for i, name in enumerate(["distill_example", "distill_example-2", "distill_example-3"]):
+        files.append(tmp_path / "classify" / name / "teacher" / "weights" / "best.pt")
+        files[-1].parent.mkdir(parents=True)
+        files[-1].touch()
+        os.utime(files[-1], (i, i))
+    for file in files[:2]:  # the third was interrupted
+        (file.parents[2] / "comparison.png").touch()
+    assert train.example_teacher() == str(files[1])
+
+
+def test_configuration_file(overrides, tmp_path):
+    """As for the yolo command: values of the file, unless the command line has its own."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({**overrides, "fraction": 0.2, "temperature": 2.0, "distill_alpha": 0.5}))
+    trainer = train.main([f"cfg={file}", "distill_alpha=0.6"])
+    assert (trainer.args.temperature, trainer.args.distill_alpha) == (2.0, 0.6)
+
+
+def test_use_distillation_is_a_switch():
+    with pytest.raises(TypeError, match="'use_distillation=no'"):
+        train.main(["use_distillation=no"])
+    with pytest.raises(ValueError, match="No teacher given"):
+        train.main(["use_distillation", "data=nowhere"])
 
 
 def test_uses_what_the_example_made(digits, teacher, monkeypatch, tmp_path):
     monkeypatch.setitem(train.TRAINING, "data", str(digits))
-    monkeypatch.setitem(train.TRAINING, "teacher", str(teacher))
+    monkeypatch.setattr(train, "example_teacher", lambda: str(teacher))
     trainer = train.main([*line({**TRAINING, "epochs": 1, "fraction": 0.2}), f"project={tmp_path}"])
     assert trainer.args.teacher == str(teacher)

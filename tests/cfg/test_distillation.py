@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 
@@ -27,12 +28,25 @@ def test_defaults():
         ("distill_layers", "4,6,9", (4, 6, 9)),
         ("distill_layers", [[2, 4], [3, 6]], [[2, 4], [3, 6]]),
         ("distill_layers", "None", None),
+        ("temperature", np.float32(2), 2.0),
+        ("feature_distill", np.bool_(False), False),
         ("teacher", "1.pt", "1.pt"),
         ("teacher", Path("a") / "b.pt", str(Path("a") / "b.pt")),
     ],
 )
 def test_values_are_read(key, value, read):
-    assert getattr(DistillationArgs(**{key: value}), key) == read
+    got = getattr(DistillationArgs(**{key: value}), key)
+    assert got == read
+    assert type(got) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("given", "student", "teacher"),
+    [([4, 6], [4, 6], [4, 6]), ([[4, 6]], [4, 6], [4, 6]), (([2, 4], [3, 6]), [2, 4], [3, 6])],
+)
+def test_layers_of_both_networks(given, student, teacher):
+    assert DistillationArgs(distill_layers=given).layers == (student, teacher)
+    assert DistillationArgs().layers is None
 
 
 @pytest.mark.parametrize(

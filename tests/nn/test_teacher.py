@@ -120,3 +120,17 @@ def test_official_names_are_downloaded_by_upstream(name, teacher, monkeypatch):
     monkeypatch.setattr("ultralytics.nn.teacher.attempt_download_asset", download)
     assert Teacher(name).path == str(teacher)
     assert asked == ["yolo11l-cls.pt"]
+
+
+def test_a_failed_download_says_so(monkeypatch):
+    def fail(file):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("ultralytics.nn.teacher.attempt_download_asset", fail)
+    refused("yolo11l-cls.pt", FileNotFoundError, "teacher=yolo11l-cls.pt", "could not be downloaded", "give its path")
+
+
+def test_home_is_expanded(teacher, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(teacher, tmp_path / "mine.pt")
+    assert Teacher("~/mine.pt").path == str(tmp_path / "mine.pt")

@@ -9,6 +9,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils.callbacks import get_default_callbacks
 
 
 class Stopped(Exception):
@@ -82,6 +83,16 @@ def test_resume_takes_a_moved_teacher_and_nothing_else(overrides, tmp_path):
     assert (again.args.teacher, again.args.temperature) == (str(moved), 4.0)
 
 
+def test_resume_with_a_teacher_of_other_widths_is_refused(overrides, tmp_path):
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "epochs": 2, "fraction": 0.2})
+    trainer.add_callback("on_model_save", stop_after(0))
+    with pytest.raises(Stopped):
+        trainer.train()
+    narrow = train({**plain(overrides), "fraction": 0.2, "project": str(tmp_path / "narrow")}, ClassificationTrainer)
+    with pytest.raises(ValueError, match=r"does not fit the adapters.*\(256, 128\).*\(128, 128\)"):
+        train({"resume": str(trainer.last), "teacher": str(narrow.best)})
+
+
 def test_recovery_from_nan_keeps_distilling(overrides):
     """Upstream reloads last.pt after a non-finite loss; the run goes on, distilling and saving."""
     poisoned = []
@@ -102,20 +113,61 @@ def test_recovery_from_nan_keeps_distilling(overrides):
 
 def test_out_of_memory_halves_the_batch(overrides):
     """Upstream rebuilds its loaders after an out-of-memory error; distillation goes on with the smaller batch."""
+    kept = []
 
-    class Hungry(DistillationClassificationTrainer):
-        full = True
+    class Watched(DistillationClassificationTrainer):
+        def _build_train_pipeline(self):
+            if self._taps is not None:
+                kept.append(list(self._taps._outputs))
+            super()._build_train_pipeline()
 
-        def preprocess_batch(self, batch):
-            batch = super().preprocess_batch(batch)
-            if self.full:
-                self.full = False
-                raise RuntimeError("CUDA out of memory")
-            return batch
+    def on_start(trainer):
+        head = trainer.model.model[-1]
+        forward = head.forward
 
-    trainer = train(overrides, Hungry)
+        def fail_once(x):
+            head.forward = forward
+            raise RuntimeError("CUDA out of memory")
+
+        head.forward = fail_once
+
+    trainer = train(overrides, Watched, on_train_start=on_start)
+    assert kept == [[]]  # the failed step's graph was let go before the retry
     assert trainer.batch_size == overrides["batch"] // 2
     assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+def test_a_wholly_frozen_student_is_refused(overrides):
+    """As upstream refuses it; the adapters alone would train in vain."""
+    with pytest.raises(RuntimeError, match="froze the entire"):
+        train({**overrides, "freeze": 11})
+
+
+def test_quantization_aware_training_excludes_the_feature_loss(overrides):
+    with pytest.raises(ValueError, match="feature_distill=False"):
+        DistillationClassificationTrainer(overrides={**overrides, "quantize": 8})
+    assert not Path(overrides["project"]).exists()
+    DistillationClassificationTrainer(overrides={**overrides, "quantize": 8, "feature_distill": False})
+
+
+def test_a_folder_used_again(overrides):
+    """`exist_ok=True` over a finished run, saving or not, leaves plain checkpoints."""
+    again = {**overrides, "fraction": 0.2, "name": "same", "exist_ok": True}
+    train(again)
+    assert "distill_adapters" not in load_checkpoint(train({**again, "save": False}).best)[0]._modules
+
+
+def test_callbacks_see_the_data_as_given(overrides, digits, monkeypatch):
+    """Upstream may resolve `data` (a platform address, say); loggers get what the user wrote."""
+    monkeypatch.setattr(
+        "ultralytics.engine.trainer.convert_ndjson_to_yolo_if_needed", lambda data, *args, **kwargs: str(digits)
+    )
+    seen = []
+    callbacks = get_default_callbacks()
+    callbacks["on_pretrain_routine_start"].append(lambda trainer: seen.append(trainer.args.data))
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "data": "ul://data"}, _callbacks=callbacks)
+    assert seen == ["ul://data"]
+    assert trainer.args.data == str(digits)
 
 
 @pytest.mark.parametrize(
