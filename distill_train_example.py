@@ -5,8 +5,8 @@ Usage:
     python distill_train_example.py    # scikit-learn's digits, offline, a few minutes on two CPU cores
     python distill_train_example.py teacher=best.pt model=yolo11n-cls.yaml data=path/to/dataset epochs=50 imgsz=224
 
-Any training or distillation argument can be given as key=value. `teacher` is a trained `.pt`, or a `.yaml` to train
-first, for `teacher_epochs` epochs. Students share seed, epochs and data.
+Any training or distillation argument can be given as key=value. `teacher` is any trained classifier, or a `.yaml` to
+train first, for `teacher_epochs` epochs. Students share seed, epochs and data.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ import numpy as np
 import torch
 from PIL import Image
 from ultralytics import YOLO, __version__
+from ultralytics.cfg import get_cfg
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.data import ClassificationDataset
 from ultralytics.data.utils import check_cls_dataset
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.nn.teacher import Teacher
+from ultralytics.nn.class_names import read_names
+from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.files import increment_path
 
 DEFAULTS = {"model": "yolo11n-cls.yaml", "teacher": "yolo11s-cls.yaml", "teacher_epochs": 20, "epochs": 10}
@@ -59,21 +63,16 @@ def compare(settings: dict[str, Any]) -> Path:
     """
     teacher, teacher_epochs = settings.pop("teacher"), settings.pop("teacher_epochs")
     distillation, training = DistillationArgs.split(settings)
-    DistillationArgs(**distillation)  # refuses mistakes before hours of training
     is_trained = not str(teacher).endswith((".yaml", ".yml"))
-    if is_trained:
-        data = check_cls_dataset(training["data"], training.get("split") or "val")
-        Teacher(teacher).check(data["names"], data["channels"])
+    args = DistillationArgs(**distillation, teacher=teacher)  # refuses mistakes before hours of training
+    rows = [measure(args, training)] if is_trained and teacher != "self" else []
     folder = runs_folder() / training.pop("project", "") / training.pop("name", "distill_example")
     folder = Path(increment_path(folder, exist_ok=training.pop("exist_ok", False)))
     training["project"] = str(folder)
 
-    rows = []
     if not is_trained:
         rows.append(train(ClassificationTrainer, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]
-    else:
-        rows.append({"name": "teacher", "file": teacher, "seconds": float("nan"), **evaluate(teacher, training)})
     rows.append(train(ClassificationTrainer, training, "plain"))
     rows.append(train(DistillationClassificationTrainer, {**training, **distillation, "teacher": teacher}, "distilled"))
 
@@ -82,7 +81,7 @@ def compare(settings: dict[str, Any]) -> Path:
         LOGGER.info(
             f"{row['name']:<12}{row['parameters']:>12,}{row['top1']:>8.1%}{row['top5']:>8.1%}{row['seconds']:>9.0f}"
         )
-    gain = 100 * (rows[2]["top1"] - rows[1]["top1"])
+    gain = 100 * (rows[-1]["top1"] - rows[-2]["top1"])
     LOGGER.info(f"The teacher changed the student's top-1 by {gain:+.1f} points on {training['data']}.")
     plot(rows, folder / "comparison.png")
     LOGGER.info(f"Plot saved to {folder / 'comparison.png'}")
@@ -108,6 +107,22 @@ def train(trainer_class: type[ClassificationTrainer], overrides: dict[str, Any],
     curve = trainer.read_results_csv()["metrics/accuracy_top1"]
     file = str(trainer.best)
     return {"name": name, "file": file, "seconds": seconds, "curve": curve, **evaluate(file, overrides)}
+
+
+def measure(args: DistillationArgs, training: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a trained teacher, or several, on the validation images whose classes they know."""
+    data = check_cls_dataset(training["data"], training.get("split") or "val")
+    settings = get_cfg(overrides=training)
+    teacher = TeacherEnsemble([Teacher(**given) for given in args.per_teacher()], args.teacher_weights)
+    teacher.vet(settings.imgsz, data["channels"])
+    row = {"name": "teacher", "seconds": float("nan"), "top1": float("nan"), "top5": float("nan")}
+    row["parameters"] = sum(p.numel() for member in teacher.members for p in member.model.parameters())
+    if args.response_distill:
+        teacher.align(read_names(data["names"]))
+        logits, labels = teacher.judge(ClassificationDataset(data["val"] or data["test"], settings, prefix="val"))
+        best = average_logits(logits, teacher.weights, 1).topk(min(5, logits[0].shape[1])).indices == labels[:, None]
+        row |= {"top1": best[:, 0].float().mean().item(), "top5": best.any(1).float().mean().item()}
+    return row
 
 
 def evaluate(file: str, training: dict[str, Any]) -> dict[str, Any]:
@@ -144,10 +159,11 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw the students' validation accuracy per epoch against the teacher's line."""
     import matplotlib.pyplot as plt
 
-    teacher, *students = rows
+    *teachers, plain, distilled = rows
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.axhline(100 * teacher["top1"], color="0.4", linestyle="--", label=f"teacher {teacher['top1']:.1%}")
-    for row, color in zip(students, ("tab:orange", "tab:blue"), strict=True):
+    for teacher in teachers:
+        axes.axhline(100 * teacher["top1"], color="0.4", linestyle="--", label=f"teacher {teacher['top1']:.1%}")
+    for row, color in ((plain, "tab:orange"), (distilled, "tab:blue")):
         epochs = range(1, len(row["curve"]) + 1)
         axes.plot(epochs, [100 * x for x in row["curve"]], "o-", color=color, label=f"{row['name']} {row['top1']:.1%}")
     axes.set(xlabel="epoch", ylabel="validation top-1 accuracy (%)", title="One student, with and without a teacher")

@@ -76,7 +76,8 @@ def test_image_folder_is_whole_or_absent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [({"temperature": -1}, "temperature=-1"), ({"names": [*"012345678", "nine"]}, "class 9")]
+    ("wrong", "words"),
+    [({"temperature": -1}, "temperature=-1"), ({"names": [f"digit {c}" for c in range(10)]}, "knows 0 of the dataset")],
 )
 def test_mistakes_are_refused_before_any_training(wrong, words, teacher, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "train", None)  # would be called

@@ -31,6 +31,15 @@ def test_defaults():
         ("temperature", np.float32(2), 2.0),
         ("feature_distill", np.bool_(False), False),
         ("teacher", "1.pt", "1.pt"),
+        ("teacher", "[a.pt, timm:b@c.pth]", ["a.pt", "timm:b@c.pth"]),
+        ("teacher", ["a.pt", Path("b.pt")], ["a.pt", "b.pt"]),
+        ("teacher_names", "[no, 1, hot dog]", ["no", "1", "hot dog"]),
+        ("teacher_names", "names.yaml", "names.yaml"),
+        ("teacher_names", {0: "a"}, {0: "a"}),
+        ("teacher_imgsz", "224", 224),
+        ("teacher_mean", "[0.5, 0.4, 0.3]", [0.5, 0.4, 0.3]),
+        ("distill_layers", "[[4, 6], [layer2, layer3]]", [[4, 6], ["layer2", "layer3"]]),
+        ("distill_layers", "[4, 6]", [4, 6]),
         ("teacher", Path("a") / "b.pt", str(Path("a") / "b.pt")),
     ],
 )
@@ -64,10 +73,23 @@ def test_layers_of_both_networks(given, student, teacher):
         ("attention_distill", "yes", TypeError, "bool"),
         ("feature_weight", -1, ValueError, "0 or greater"),
         ("attention_weight", [1], TypeError, "int or float"),
-        ("teacher", 3, TypeError, "str or Path"),
-        ("teacher", "", ValueError, "a file path"),
+        ("teacher", 3, TypeError, "nn.Module"),
+        ("teacher", "", ValueError, "a file, `torchvision:NAME`"),
+        ("teacher", [], ValueError, "a list of these"),
+        ("teacher", ["a.pt", 3], TypeError, "nn.Module"),
+        ("teacher_names", 3, TypeError, "list, dict or str"),
+        ("teacher_names", [], ValueError, "class names"),
+        ("teacher_imgsz", 0, ValueError, "greater than 0"),
+        ("teacher_imgsz", 32.5, TypeError, "int"),
+        ("teacher_mean", "grey", TypeError, "int, float"),
+        ("teacher_std", 0, ValueError, "greater than 0"),
+        ("teacher_weights", 0.5, TypeError, "list"),
+        ("teacher_weights", [0.5, -1], ValueError, "greater than 0"),
+        ("teacher_trusted", 1, TypeError, "bool"),
+        ("self_distill_start", -1, ValueError, "0 or greater"),
+        ("self_distill_start", 1.5, TypeError, "int"),
         ("distill_layers", 4, TypeError, "a list of int"),
-        ("distill_layers", ["a"], TypeError, "a list of int"),
+        ("distill_layers", [""], ValueError, "module names"),
         ("distill_layers", [4.0], TypeError, "a list of int"),
         ("distill_layers", [], ValueError, "0 or greater"),
         ("distill_layers", [-1], ValueError, "0 or greater"),
@@ -81,6 +103,33 @@ def test_wrong_values_are_named(key, value, error, values):
         DistillationArgs(**{key: value})
     assert f"'{key}={value}'" in str(e.value)
     assert values in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"teacher": ["self", "a.pt"]}, "'teacher=self' teaches alone"),
+        ({"teacher": ["a.pt", "b.pt"], "teacher_weights": [1]}, "each of 2 teachers"),
+        ({"teacher": ["a.pt", "b.pt"], "teacher_imgsz": [32, 32, 32]}, "3 entries, but there are 2 teachers"),
+        ({"teacher": ["a.pt", "b.pt"], "teacher_names": ["x", "y", "z"]}, "3 entries, but there are 2 teachers"),
+        ({"teacher": "a.pt", "teacher_imgsz": [32, 64]}, "several entries for one teacher"),
+    ],
+)
+def test_what_is_given_per_teacher_must_fit(given, words):
+    with pytest.raises(ValueError, match=words):
+        DistillationArgs(**given)
+
+
+def test_one_value_serves_all_teachers_or_each_has_its_own():
+    args = DistillationArgs(
+        teacher=["a.pt", "b.pt"], teacher_imgsz=[32, None], teacher_names="n.yaml", teacher_mean=0.5
+    )
+    first, second = args.per_teacher()
+    assert first == {**{"source": "a.pt", "names": "n.yaml", "imgsz": 32, "mean": [0.5], "std": None, "trusted": False}}
+    assert (second["source"], second["names"], second["imgsz"]) == ("b.pt", "n.yaml", None)
+    each = DistillationArgs(teacher=["a.pt", "b.pt"], teacher_imgsz=64, teacher_names=[["x", "y"], None]).per_teacher()
+    assert [(x["names"], x["imgsz"]) for x in each] == [(["x", "y"], 64), (None, 64)]
+    assert DistillationArgs(teacher="a.pt", teacher_names=["x", "y"]).per_teacher()[0]["names"] == ["x", "y"]
 
 
 def test_no_loss_is_refused():

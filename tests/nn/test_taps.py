@@ -85,7 +85,8 @@ def test_no_common_stride_names_both():
 
 def test_taps_read_once_and_come_off():
     model = build("yolo11n-cls.yaml").eval()
-    taps = FeatureTaps(model, ["model.6", "model.4"])
+    levels = find_levels(model, 32)
+    taps = FeatureTaps(model, [levels["model.6"], levels["model.4"]])
     x = torch.rand(2, 3, 32, 32)
     model(x)
     maps = taps.take()

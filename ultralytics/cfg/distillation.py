@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from ultralytics.cfg import (
     DEFAULT_CFG_DICT,
     check_dict_alignment,
@@ -37,26 +38,72 @@ def _is_number(value: Any) -> bool:
 
 
 def _layer_lists(value: Any) -> list:
-    """Return `distill_layers` as a list of its lists of indices: none, one for both networks, or one for each."""
+    """Return `distill_layers` as a list of its lists of layers: none, one for both networks, or one for each."""
     if value is None:
         return []
     is_pair = isinstance(value, (list, tuple)) and value and all(isinstance(x, (list, tuple)) for x in value)
     return list(value) if is_pair else [value]
 
 
-_PATH = _Kind("str or Path", lambda v: v is None or isinstance(v, str), "a file path", lambda v: v != "")
+def _as_list(value: Any) -> list:
+    """Return a value that stands for one, or for one per teacher, as a list; None as an empty one."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_network(value: Any) -> bool:
+    return callable(value) and hasattr(value, "state_dict")  # an nn.Module, told without torch
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, (str, dict)) or (
+        isinstance(value, (list, tuple))
+        and all(x is None or isinstance(x, (str, int, list, tuple, dict)) for x in value)
+    )
+
+
+_TEACHER = _Kind(
+    "str, Path, nn.Module or a list of these",
+    lambda v: all(isinstance(x, str) or _is_network(x) for x in _as_list(v)),
+    "a file, `torchvision:NAME`, `timm:NAME`, `self`, an `nn.Module`, or a list of these",
+    lambda v: v != [] and all(x != "" for x in _as_list(v)),
+)
+_NAMES = _Kind(
+    "None, list, dict or str",
+    lambda v: v is None or _is_names(v),
+    "class names as a list, a dict by index or a YAML file",
+    lambda v: v is None or len(v) > 0,
+)
+_SIZES = _Kind(
+    "None, int or a list of int",
+    lambda v: all(type(x) is int or x is None for x in _as_list(v)),
+    "pixels, greater than 0",
+    lambda v: all(x is None or x > 0 for x in _as_list(v)) and v != [],
+)
+_CHANNELS = _Kind(
+    "None, int, float or a list of these",
+    lambda v: all(map(_is_number, _as_list(v))),
+    "one number, or one per channel",
+    lambda v: all(map(math.isfinite, _as_list(v))) and v != [],
+)
+_SHARES = _Kind(
+    "None or a list of int or float",
+    lambda v: v is None or (isinstance(v, (list, tuple)) and all(map(_is_number, v))),
+    "one number greater than 0 per teacher",
+    lambda v: v is None or (len(v) > 0 and all(0 < x < math.inf for x in v)),
+)
+_EPOCH = _Kind("int", lambda v: type(v) is int, "0 or greater", lambda v: v >= 0)
 _BOOL = _Kind("bool", lambda v: isinstance(v, bool), "True or False", lambda v: True)
 _FRACTION = _Kind("int or float", _is_number, "between 0.0 and 1.0", lambda v: 0 <= v <= 1)
 _POSITIVE = _Kind("int or float", _is_number, "greater than 0", lambda v: 0 < v < math.inf)
 _WEIGHT = _Kind("int or float", _is_number, "0 or greater", lambda v: 0 <= v < math.inf)
 _LAYERS = _Kind(
-    "None, a list of int, or a pair of lists of int",
-    lambda v: all(isinstance(x, (list, tuple)) and all(type(i) is int for i in x) for x in _layer_lists(v)),
-    "layer indices of 0 or greater, as many for the teacher as for the student",
+    "None, a list of int or str, or a pair of such lists",
+    lambda v: all(isinstance(x, (list, tuple)) and all(type(i) in (int, str) for i in x) for x in _layer_lists(v)),
+    "layer indices of 0 or greater or module names, as many for the teacher as for the student",
     lambda v: (
         len(lists := _layer_lists(v)) <= 2
         and len({len(x) for x in lists}) <= 1
-        and all(x and min(x) >= 0 for x in lists)
+        and all(x and all(i if isinstance(i, str) else i >= 0 for i in x) for x in lists)
     ),
 )
 
@@ -69,15 +116,30 @@ def _parameter(kind: _Kind, default: Any, meaning: str) -> Any:
 class DistillationArgs:
     """Distillation arguments, validated on construction.
 
-    String values are read as on an Ultralytics command line: "0.7" is a number, "True" a bool, "4,6,9" a list.
+    String values are read as on an Ultralytics command line: "0.7" is a number, "True" a bool, "4,6,9" a list; and
+    "[a.pt, b.pt]" a list, with or without quotes around its strings.
 
     Raises:
         TypeError: If a value has the wrong type.
         ValueError: If a value is out of range, or no loss is left to train with.
     """
 
-    teacher: str | Path | None = _parameter(
-        _PATH, None, "Trained classification checkpoint (`.pt`) that guides the student; required"
+    teacher: Any = _parameter(_TEACHER, None, "Trained classifier that guides the student, or several; required")
+    teacher_names: Any = _parameter(_NAMES, None, "The teacher's classes by index; None = as its file says")
+    teacher_imgsz: int | list | None = _parameter(
+        _SIZES, None, "Side of the images that the teacher sees; None = the student's, or the one that it takes"
+    )
+    teacher_mean: float | list | None = _parameter(
+        _CHANNELS, None, "Mean subtracted from the teacher's images, 0 to 1; None = as its source says"
+    )
+    teacher_std: float | list | None = _parameter(
+        _CHANNELS, None, "Standard deviation that the teacher's images are divided by; None = as its source says"
+    )
+    teacher_weights: list | None = _parameter(_SHARES, None, "Shares of several teachers; None = equal ones")
+    teacher_trusted: bool = _parameter(_BOOL, False, "Let the teacher's file run code of its own")
+    teacher_check: bool = _parameter(_BOOL, True, "Measure the teacher on up to 512 validation images first")
+    self_distill_start: int = _parameter(
+        _EPOCH, 0, "Epoch, counted from 0, from which `teacher=self` teaches; before it training is plain"
     )
     distill_alpha: float = _parameter(_FRACTION, 0.7, "Weight of the losses from the teacher; 0 trains without it")
     distill_beta: float = _parameter(_FRACTION, 0.3, "Weight of the cross-entropy with the labels")
@@ -88,17 +150,17 @@ class DistillationArgs:
     feature_weight: float = _parameter(_WEIGHT, 50.0, "Weight of the feature loss beside the response loss")
     attention_weight: float = _parameter(_WEIGHT, 10.0, "Weight of the attention loss beside the response loss")
     distill_layers: list | None = _parameter(
-        _LAYERS, None, "Layer indices to match: None = by stride, one list for both networks, or [student, teacher]"
+        _LAYERS, None, "Layers to match: None = by stride, one list for both networks, or [student, teacher]"
     )
 
     def __post_init__(self):
         """Read strings, then check each value and the values together."""
-        if isinstance(self.teacher, Path):
-            object.__setattr__(self, "teacher", str(self.teacher))
         for f in fields(self):
             kind, value = f.metadata["kind"], getattr(self, f.name)
-            if isinstance(value, str) and kind is not _PATH:
-                value = smart_value(value)
+            if kind in {_TEACHER, _NAMES}:
+                value = _read_strings(value)
+            elif isinstance(value, str):
+                value = _read_list(value, yaml.SafeLoader) if value.startswith("[") else smart_value(value)
             elif isinstance(value, np.generic):
                 value = value.item()  # args.yaml and checkpoints hold plain values
             object.__setattr__(self, f.name, value)  # the dataclass is frozen
@@ -109,6 +171,7 @@ class DistillationArgs:
                 )
             if not kind.in_range(value):
                 raise ValueError(f"'{f.name}={value}' is an invalid value. Valid '{f.name}' values are {kind.values}.")
+        self._check_teachers()
         if self.distill_alpha == 0 and self.distill_beta == 0:
             raise ValueError(
                 "'distill_alpha=0' and 'distill_beta=0' leave no loss to train with. Set at least one greater than 0."
@@ -118,6 +181,49 @@ class DistillationArgs:
                 f"'distill_alpha={self.distill_alpha}' has no loss to weigh: response, feature and attention losses "
                 f"are all off. Switch one on, or set 'distill_alpha=0'."
             )
+
+    def _check_teachers(self) -> None:
+        """Check what is given per teacher."""
+        count = len(self.teachers)
+        if "self" in self.teachers and count > 1:
+            raise ValueError("'teacher=self' teaches alone. Give it by itself, or a list of other teachers.")
+        if self.teacher_weights is not None and len(self.teacher_weights) != count:
+            raise ValueError(f"'teacher_weights={self.teacher_weights}' needs one number for each of {count} teachers.")
+        for name, values in (("teacher_imgsz", self.teacher_imgsz), ("teacher_names", self.teacher_names)):
+            if count > 1 and isinstance(values, (list, tuple)) and len(values) != count:
+                raise ValueError(
+                    f"'{name}={values!s:.100}' has {len(values)} entries, but there are {count} teachers. Give one "
+                    f"value for all, or a list of one for each."
+                )
+        if count == 1 and isinstance(self.teacher_imgsz, (list, tuple)) and len(self.teacher_imgsz) > 1:
+            raise ValueError(f"'teacher_imgsz={self.teacher_imgsz}' has several entries for one teacher.")
+        stds = _as_list(self.teacher_std)
+        if stds and min(stds) <= 0:
+            raise ValueError(f"'teacher_std={self.teacher_std}' is an invalid value. It must be greater than 0.")
+
+    @property
+    def teachers(self) -> list:
+        """The teachers as given, in a list."""
+        return _as_list(self.teacher)
+
+    def per_teacher(self) -> list[dict[str, Any]]:
+        """Return the arguments of `Teacher` for each teacher."""
+        count = len(self.teachers)
+        one_each = count > 1 and isinstance(self.teacher_names, (list, tuple))
+        names = list(self.teacher_names) if one_each else [self.teacher_names] * count
+        sizes = _as_list(self.teacher_imgsz) or [None]
+        sizes = sizes if len(sizes) == count else sizes * count
+        return [
+            {
+                "source": source,
+                "names": name,
+                "imgsz": size,
+                "mean": _as_list(self.teacher_mean) or None,
+                "std": _as_list(self.teacher_std) or None,
+                "trusted": self.teacher_trusted,
+            }
+            for source, name, size in zip(self.teachers, names, sizes, strict=True)
+        ]
 
     @property
     def uses_features(self) -> bool:
@@ -132,8 +238,8 @@ class DistillationArgs:
         return bool(self.distill_alpha and self.feature_distill and self.feature_weight)
 
     @property
-    def layers(self) -> tuple[Sequence[int], Sequence[int]] | None:
-        """The student's and the teacher's layer indices to pair, or None for matching by stride."""
+    def layers(self) -> tuple[Sequence[int | str], Sequence[int | str]] | None:
+        """The student's and the teacher's layers to pair, or None for matching by stride."""
         lists = _layer_lists(self.distill_layers)
         return (lists[0], lists[-1]) if lists else None
 
@@ -165,6 +271,23 @@ class DistillationArgs:
                     f"'distill_model={synonym}' is another name for 'teacher={given['teacher']}'. Give one of them."
                 )
         return given, rest
+
+
+def _read_list(text: str, loader: type) -> Any:
+    """Read a list as it is written on a command line, "[a, b]"; text that is none is returned as it is."""
+    try:
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _read_strings(value: Any) -> Any:
+    """Read an argument of strings: paths become strings, and "[a.pt, b.pt]" a list."""
+    if isinstance(value, str) and value.startswith("["):
+        value = _read_list(value, yaml.BaseLoader)
+    if isinstance(value, (list, tuple)):
+        return [_read_strings(x) for x in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:

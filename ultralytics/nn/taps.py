@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 __all__ = ("FeatureLevel", "FeatureTaps", "find_levels", "match_levels")
 
 MIN_STRIDE = 8  # below it, maps hold edges and colours, and cost most
+MAX_PREFIX = 16  # class and register tokens before those of the image; more than any known transformer has
 
 
 class FeatureLevel(NamedTuple):
@@ -28,20 +31,33 @@ class FeatureLevel(NamedTuple):
         """Return the level as `name CxHxW`."""
         return f"{self.name.removeprefix('model.')} {self.channels}x{self.height}x{self.width}"
 
+    def as_map(self, output: Tensor) -> Tensor:
+        """Return the module's output as a (B, c, h, w) map.
+
+        Args:
+            output (Tensor): A (B, c, h, w) map, a (B, h, w, c) map as of Swin, or (B, n, c) tokens as of a ViT, of
+                which those before the last h*w, the class token among them, are dropped.
+        """
+        if output.ndim == 3:
+            return output[:, -self.height * self.width :].transpose(1, 2).unflatten(2, (self.height, self.width))
+        return output if output.shape[1] == self.channels else output.permute(0, 3, 1, 2)
+
 
 class FeatureTaps:
     """Forward hooks that keep the outputs of chosen modules until they are taken."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]):
-        """Hook the named modules of a model.
+    def __init__(self, model: nn.Module, levels: Sequence[FeatureLevel]):
+        """Hook the modules of a model.
 
         Args:
             model (nn.Module): Network to read.
-            names (Sequence[str]): Dotted module names, in the order wanted from `take`.
+            levels (Sequence[FeatureLevel]): Feature levels, in the order wanted from `take`.
         """
-        self.names = tuple(names)
+        self.levels = tuple(levels)
         self._outputs: dict[str, Tensor] = {}
-        self._handles = [model.get_submodule(name).register_forward_hook(self._keep(name)) for name in set(names)]
+        self._handles = [
+            model.get_submodule(name).register_forward_hook(self._keep(name)) for name in {x.name for x in levels}
+        ]
 
     def _keep(self, name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -50,8 +66,8 @@ class FeatureTaps:
         return hook
 
     def take(self) -> list[Tensor]:
-        """Return the maps of the last forward pass in the order of `names`, and forget them."""
-        maps = [self._outputs[name] for name in self.names]
+        """Return the (B, c, h, w) maps of the last forward pass in the order of `levels`, and forget them."""
+        maps = [level.as_map(self._outputs[level.name]) for level in self.levels]
         self.clear()
         return maps
 
@@ -67,12 +83,12 @@ class FeatureTaps:
 
 
 def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, FeatureLevel]:
-    """List a classifier's feature maps below its head, in the order in which they are computed.
+    """List a network's feature maps, in the order in which they are computed.
 
-    One forward pass of a blank image in eval mode; weights, buffers, modes and random state stay as they were.
+    One forward pass of two blank images in eval mode; weights, buffers, modes and random state stay as they were.
 
     Args:
-        model (nn.Module): An Ultralytics classification model, whose `model` attribute is a sequence of layers.
+        model (nn.Module): A convolutional network or a transformer.
         imgsz (int): Side of the square input in pixels.
         channels (int): Input channels.
 
@@ -81,13 +97,15 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
     """
     levels: dict[str, FeatureLevel] = {}
     runs: Counter[str] = Counter()
-    head = f"model.{len(model.model) - 1}"
+    sides: set[int] = set()  # of the maps so far, the grids that tokens may lie on
 
     def hook_for(name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
+            shape = _map_shape(output, sides)
+            if shape:
                 runs[name] += 1
-                _, c, h, w = output.shape
+                c, h, w = shape
+                sides.add(h)
                 levels[name] = FeatureLevel(name, round(imgsz / h), c, h, w)
 
         return hook
@@ -96,13 +114,13 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
     handles = [
         m.register_forward_hook(hook_for(name))
         for name, m in model.named_modules()
-        if name and name != head and not name.startswith(f"{head}.")
+        if name and next(m.parameters(), None) is not None  # poolings, activations and reshapings learn no map
     ]
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.zeros(0))
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, channels, imgsz, imgsz, device=weight.device, dtype=weight.dtype))
+            model(torch.zeros(2, channels, imgsz, imgsz, device=weight.device, dtype=weight.dtype))
     finally:
         for handle in handles:
             handle.remove()
@@ -112,10 +130,25 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
     return {name: level for name, level in levels.items() if runs[name] == 1}
 
 
+def _map_shape(output: Any, sides: set[int]) -> tuple[int, int, int] | None:
+    """Return (c, h, w) if the answer to two square images is a square map or the tokens of one, else None."""
+    if not isinstance(output, Tensor) or output.ndim not in {3, 4} or len(output) != 2:
+        return None
+    if output.ndim == 4:
+        _, c, h, w = output.shape
+        if h != w and c == h:  # channels last
+            c, h, w = w, c, h
+        return (c, h, w) if h == w else None
+    _, tokens, c = output.shape
+    fitting = [side for side in sides if 0 <= tokens - side**2 <= MAX_PREFIX]
+    side = max(fitting, default=math.isqrt(tokens))
+    return (c, side, side) if fitting or side**2 == tokens else None
+
+
 def match_levels(
     student: dict[str, FeatureLevel],
     teacher: dict[str, FeatureLevel],
-    layers: tuple[Sequence[int], Sequence[int]] | None = None,
+    layers: tuple[Sequence[int | str], Sequence[int | str]] | None = None,
 ) -> list[tuple[FeatureLevel, FeatureLevel]]:
     """Pair the feature levels of two networks.
 
@@ -125,8 +158,8 @@ def match_levels(
     Args:
         student (dict[str, FeatureLevel]): The student's maps, from `find_levels`.
         teacher (dict[str, FeatureLevel]): The teacher's maps, from `find_levels`.
-        layers (tuple[Sequence[int], Sequence[int]], optional): The student's and the teacher's layer indices to pair
-            instead.
+        layers (tuple[Sequence[int | str], Sequence[int | str]], optional): The student's and the teacher's layers to
+            pair instead, as indices into an Ultralytics model or dotted module names.
 
     Returns:
         (list[tuple[FeatureLevel, FeatureLevel]]): (student, teacher) levels, finest first.
@@ -157,9 +190,13 @@ def _by_stride(levels: Iterable[FeatureLevel]) -> dict[int, FeatureLevel]:
     return chosen
 
 
-def _layer(levels: dict[str, FeatureLevel], index: int, who: str) -> FeatureLevel:
-    """Return the level of a numbered layer."""
-    if (name := f"model.{index}") not in levels:
-        valid = [int(n.split(".")[1]) for n in levels if n.count(".") == 1]
-        raise ValueError(f"'distill_layers' names layer {index}, but the {who} has feature maps at layers {valid}.")
-    return levels[name]
+def _layer(levels: dict[str, FeatureLevel], layer: int | str, who: str) -> FeatureLevel:
+    """Return the level of a numbered or named layer."""
+    name = f"model.{layer}" if isinstance(layer, int) else layer
+    if name in levels:
+        return levels[name]
+    numbered = [int(n.split(".")[1]) for n in levels if n.startswith("model.") and n.count(".") == 1]
+    if isinstance(layer, int) and numbered:
+        raise ValueError(f"'distill_layers' names layer {layer}, but the {who} has feature maps at layers {numbered}.")
+    near = difflib.get_close_matches(name, levels, 3) or [x.name for x in _by_stride(levels.values()).values()]
+    raise ValueError(f"'distill_layers' names layer '{layer}', but the {who}'s feature maps are named like {near}.")

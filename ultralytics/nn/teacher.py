@@ -1,109 +1,137 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""The teacher: a trained classifier as a frozen function from images to logits and features."""
+"""The teacher: one or more trained classifiers as a frozen function from images to logits and features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from ultralytics.nn.autobackend import check_class_names
-from ultralytics.nn.taps import FeatureTaps
-from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
-from ultralytics.utils import SETTINGS
-from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
-from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from ultralytics.nn.class_names import match_classes, read_names
+from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels
+from ultralytics.nn.tasks import ClassificationModel
+from ultralytics.nn.teacher_sources import Source, open_source
+from ultralytics.utils.distillation import average_logits
 
-__all__ = ("Teacher",)
+__all__ = ("Teacher", "TeacherEnsemble")
 
 
 class Teacher:
-    """A trained classifier, frozen: eval mode, no gradients, Conv and BatchNorm fused.
+    """A trained classifier, frozen: eval mode, no gradients, Ultralytics' Conv and BatchNorm fused.
 
-    It is no `nn.Module`, so that it can never become part of a student, an optimizer or a checkpoint.
+    It is no `nn.Module`, so that it can never become part of a student, an optimizer or a checkpoint. Images come as
+    upstream's classification training holds them, 0 to 1 in RGB with mean 0 and standard deviation 1, and are brought
+    to the teacher's own size, mean and standard deviation here.
 
     Attributes:
-        path (str): The checkpoint file.
-        model (ClassificationModel): The network.
-        names (dict[int, str]): Class names by index.
-        channels (int): Input channels.
+        source (str): The teacher as args.yaml records it, files by absolute path.
+        model (nn.Module): The network.
+        names (list[str] | None): Class names by index, if known.
+        channels (int | None): Input channels, if known.
+        imgsz (int | None): Side of the images it sees in pixels; None for the student's.
+        has_features (bool): Whether feature maps can be read inside it.
+        levels (Sequence[FeatureLevel]): The feature maps to return, none at first.
     """
 
-    def __init__(self, path: str | Path | None):
-        """Load and vet a checkpoint, on the CPU.
+    def __init__(
+        self,
+        source: Any,
+        names: Any = None,
+        imgsz: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        trusted: bool = False,
+    ):
+        """Open a teacher and freeze it, on the CPU.
 
         Args:
-            path (str | Path | None): Ultralytics classification checkpoint, or an official name to download.
+            source (Any): What `teacher_sources.open_source` takes, or a Source.
+            names (list | dict | str | Path, optional): Class names by index; None for the source's own.
+            imgsz (int, optional): Side of the images it sees in pixels; None for the source's own, or the student's.
+            mean (Sequence[float], optional): Mean that its images have subtracted; None for the source's own.
+            std (Sequence[float], optional): Standard deviation that they are divided by; None for the source's own.
+            trusted (bool): Let a file run code of its own.
 
         Raises:
-            FileNotFoundError: If the file does not exist.
-            TypeError: If the file is not a trained classification checkpoint.
-            ValueError: If no teacher is given.
+            FileNotFoundError: If a file does not exist or cannot be downloaded.
+            ImportError: If the source needs a library that is not installed.
+            TypeError: If it is not a trained classifier, or the file is damaged or not safe to load.
+            ValueError: If no teacher is given, or the names are no list of names.
         """
-        self.path = str(Path(_find(path)).resolve())
-        try:
-            model, _ = load_checkpoint(self.path)
-        except Exception as e:
-            raise TypeError(
-                f"'teacher={path}' cannot be loaded: the file is empty, damaged or no Ultralytics checkpoint "
-                f"({type(e).__name__}). Give the 'best.pt' of a finished classification training."
-            ) from e
-        if not isinstance(model, ClassificationModel):
-            raise TypeError(
-                f"'teacher={path}' is a {getattr(model, 'task', type(model).__name__)} model, but the teacher must be "
-                f"a classification model, i.e. 'teacher=yolo11l-cls.pt'."
-            )
-        if not _is_trained(model):
-            raise TypeError(
-                f"'teacher={path}' has never been trained: its BatchNorm statistics are those of a new network. "
-                f"Train it first, i.e. 'yolo classify train model={path}', and give its 'best.pt'."
-            )
-        self.names = check_class_names(model.names)
-        self.channels = model.yaml.get("channels", 3)
-        self.model = model.requires_grad_(False).fuse(verbose=False).eval()
-        self._taps = FeatureTaps(self.model, ())
+        opened = source if isinstance(source, Source) else open_source(source, imgsz, trusted)
+        self.source = opened.name
+        self.names = opened.names if names is None else read_names(names)
+        self.channels = opened.channels
+        self.imgsz = imgsz or opened.imgsz
+        self.has_features = opened.has_features
+        self.model = opened.network.requires_grad_(False).eval()
+        if isinstance(self.model, ClassificationModel):
+            self.model = self.model.fuse(verbose=False)
+        self.levels: Sequence[FeatureLevel] = ()
+        self._mean, self._std = (
+            torch.tensor(own if given is None else given, dtype=torch.float32).reshape(1, -1, 1, 1)
+            for given, own in ((mean, opened.mean), (std, opened.std))
+        )
+        self._gives_probabilities = False
 
-    def check(self, names: dict[int, str], channels: int) -> None:
-        """Check that this teacher can judge a dataset.
+    def vet(self, imgsz: int, channels: int) -> None:
+        """Check by one forward pass of two random images that this teacher answers as a classifier.
 
         Args:
-            names (dict[int, str]): The dataset's class names by index.
-            channels (int): Channels of the dataset's images.
+            imgsz (int): Side of the student's images in pixels.
+            channels (int): Their channels.
 
         Raises:
-            ValueError: If classes or channels differ.
+            ValueError: If it takes other images, or its answer is no finite row of logits per image, one per name.
         """
-        ours, theirs = list(self.names.values()), list(check_class_names(names).values())
-        if len(ours) != len(theirs):
+        if self.channels not in {None, channels}:
             raise ValueError(
-                f"'teacher={self.path}' knows {len(ours)} classes, but the dataset has {len(theirs)}. "
-                f"Train the teacher on this dataset, or give one that was."
-            )
-        if ours != theirs:
-            i = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-            raise ValueError(
-                f"'teacher={self.path}' and the dataset name their {len(ours)} classes differently: class {i} is "
-                f"'{ours[i]}' for the teacher and '{theirs[i]}' in the dataset. Give a teacher trained on this dataset."
-            )
-        if self.channels != channels:
-            raise ValueError(
-                f"'teacher={self.path}' takes images of {self.channels} channels, but the dataset's have {channels}. "
+                f"'teacher={self.source}' takes images of {self.channels} channels, but the dataset's have {channels}. "
                 f"Give a teacher trained on {channels}-channel images."
             )
+        if max(self._mean.shape[1], self._std.shape[1]) not in {1, channels}:
+            raise ValueError(f"'teacher_mean' and 'teacher_std' need 1 or {channels} values, one per image channel.")
+        side = self.imgsz or imgsz
+        images = torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
+        try:
+            logits, _ = self(images)
+        except Exception as e:  # a foreign network may fail in any way
+            raise ValueError(
+                f"'teacher={self.source}' cannot process a batch of 2 images of {channels}x{side}x{side} "
+                f"({type(e).__name__}: {' '.join(str(e).split())[:160]}). Set 'teacher_imgsz' to the size it was "
+                f"trained at."
+            ) from e
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"'teacher={self.source}' answers 2 images with {found}, not with logits of shape (2, C).")
+        if not logits.isfinite().all():
+            raise ValueError(
+                f"'teacher={self.source}' gives NaN or infinite logits: its weights are damaged, or its training "
+                f"failed. Give an earlier checkpoint."
+            )
+        if self.names is not None and logits.shape[1] != len(self.names):
+            raise ValueError(
+                f"'teacher={self.source}' gives {logits.shape[1]} logits per image, but has {len(self.names)} class "
+                f"names. Name each of its classes with 'teacher_names'."
+            )
+        # Exported classifiers often end in a softmax; the logarithm gives logits back, up to a constant that no
+        # softmax sees
+        sums = logits.sum(1)
+        self._gives_probabilities = bool(
+            logits.shape[1] > 1 and (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+        )
 
-    def tap(self, names: Sequence[str]) -> None:
-        """Choose the modules whose outputs are returned as features.
-
-        Args:
-            names (Sequence[str]): Dotted module names, one per level.
-        """
-        self._taps.remove()
-        self._taps = FeatureTaps(self.model, names)
+    def find_levels(self, imgsz: int, channels: int) -> dict[str, FeatureLevel]:
+        """List the feature maps that can be read, see `taps.find_levels`."""
+        return find_levels(self.model, self.imgsz or imgsz, channels)
 
     def to(self, device: torch.device) -> Teacher:
         """Move the network to a device."""
         self.model.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
     @torch.no_grad()
@@ -115,44 +143,178 @@ class Teacher:
 
         Returns:
             logits (Tensor): Class logits of shape (B, C).
-            features (list[Tensor]): One (B, c, h, w) map per tapped module.
+            features (list[Tensor]): One (B, c, h, w) map per level.
         """
-        _, logits = self.model(images)  # an Ultralytics classifier in eval mode returns (probabilities, logits)
-        return logits, self._taps.take()
-
-
-def _find(path: str | Path | None) -> str:
-    """Return the path of the checkpoint file, downloaded if it is an official one that is not there yet."""
-    if path is None:
-        raise ValueError(
-            "No teacher given. Set 'teacher' to a trained classification checkpoint, i.e. "
-            "'teacher=runs/classify/train/weights/best.pt'."
-        )
-    file = str(Path(check_model_file_from_stem(path)).expanduser()) if "://" not in str(path) else str(path)
-    if Path(file).suffix.lower() in {".yaml", ".yml"}:
-        raise TypeError(
-            f"'teacher={path}' is a network description without trained weights. Train it first, i.e. "
-            f"'yolo classify train model={path}', and give its 'best.pt'."
-        )
-    if Path(file).suffix.lower() != ".pt":
-        raise TypeError(f"'teacher={path}' is not a '.pt' file. Give the 'best.pt' of a classification training.")
-    for local in (Path(file), Path(SETTINGS["weights_dir"]) / file):
-        if local.is_file():
-            return str(local)
-    if file.lower().startswith(REMOTE_FILE_PREFIXES):
-        return check_file(file, download_dir=SETTINGS["weights_dir"])
-    if Path(file).name in GITHUB_ASSETS_NAMES:
+        if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
+            images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", antialias=True)
+        if self._mean.any() or (self._std != 1).any():
+            images = (images - self._mean) / self._std
+        # Hooks only for this call: the network may be the student's EMA, which is copied and saved
+        taps = FeatureTaps(self.model, self.levels)
         try:
-            return attempt_download_asset(file)
-        except Exception as e:
-            raise FileNotFoundError(
-                f"'teacher={path}' is an official model, but could not be downloaded ({type(e).__name__}). Download it "
-                f"where there is a network, and give its path."
-            ) from e
-    raise FileNotFoundError(f"'teacher={path}' does not exist. Give the path of a trained checkpoint.")
+            output = self.model(images)
+            features = taps.take()
+        finally:
+            taps.remove()
+        if isinstance(output, (tuple, list)):  # an Ultralytics classifier in eval mode gives (probabilities, logits)
+            output = output[isinstance(self.model, ClassificationModel)]
+        logits = getattr(output, "logits", output)
+        if self._gives_probabilities:
+            logits = logits.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return logits, features
 
 
-def _is_trained(model: nn.Module) -> bool:
-    """Tell a trained network by its BatchNorm statistics, which only training moves; without any, believe it."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
-    return not norms or any(m.running_mean.any() for m in norms)
+class TeacherEnsemble:
+    """One or more teachers that answer as one: probabilities averaged over members, features from the first.
+
+    Attributes:
+        members (list[Teacher]): The teachers.
+        weights (list[float]): Their shares of the average, which sum to 1.
+        temperature (float): Softening temperature at which probabilities are averaged.
+        classes (list[int] | None): The dataset's classes that the logits stand for, those that every member knows;
+            None before `align`.
+        device (torch.device): Where the networks are.
+    """
+
+    def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None, temperature: float = 1.0):
+        """Join teachers.
+
+        Args:
+            members (Sequence[Teacher]): The teachers, at least one.
+            weights (Sequence[float], optional): One per teacher, > 0; None for equal ones.
+            temperature (float): Softening temperature of the response loss.
+        """
+        self.members = list(members)
+        weights = weights or [1.0] * len(members)
+        self.weights = [w / sum(weights) for w in weights]
+        self.temperature = temperature
+        self.classes: list[int] | None = None
+        self.device = torch.device("cpu")
+        self._columns: list[Tensor | None] = [None] * len(members)
+
+    @property
+    def first(self) -> Teacher:
+        """The teacher that gives the features."""
+        return self.members[0]
+
+    @property
+    def source(self) -> str | list[str]:
+        """The `teacher` argument as args.yaml records it."""
+        sources = [member.source for member in self.members]
+        return sources if len(sources) > 1 else sources[0]
+
+    def align(self, names: Sequence[str]) -> list[str]:
+        """Align the logits with a dataset's classes by name.
+
+        Args:
+            names (Sequence[str]): The dataset's class names by index.
+
+        Returns:
+            (list[str]): What is notable, in sentences for the log.
+
+        Raises:
+            ValueError: If a member's classes are not known, match ambiguously, or fewer than 2 are shared.
+        """
+        matches = []
+        for member in self.members:
+            if member.names is None:
+                raise ValueError(
+                    f"'teacher={member.source}' does not say which classes it knows. Name them by index with "
+                    f"'teacher_names', a list, a dict or a YAML file, i.e. 'teacher_names=ImageNet.yaml', or set "
+                    f"'response_distill=False' to learn from its feature maps alone."
+                )
+            matches.append(match_classes(member.names, names))
+        classes = [i for i in range(len(names)) if all(i in match for match in matches)]
+        if len(classes) < min(2, len(names)):
+            raise ValueError(
+                f"'teacher={self.source}' knows {len(classes)} of the dataset's {len(names)} classes {_some(names)}, "
+                f"and the response loss compares at least 2. It knows {_some(self.first.names)}. Give a teacher of "
+                f"these classes, rename its own with 'teacher_names', or set 'response_distill=False' to learn from "
+                f"its feature maps alone."
+            )
+        self.classes = classes
+        notes = []
+        for k, (member, match) in enumerate(zip(self.members, matches, strict=True)):
+            columns = [match[i] for i in classes]
+            if columns != list(range(len(member.names))):
+                self._columns[k] = torch.tensor(columns)
+                notes.append(
+                    f"{member.source}: {len(columns)} of its {len(member.names)} classes are matched by name to the "
+                    f"dataset's."
+                )
+        if len(classes) < len(names):
+            unknown = [name for i, name in enumerate(names) if i not in classes]
+            notes.append(
+                f"The response loss compares the {len(classes)} of {len(names)} classes that the teacher knows, on "
+                f"their images only; unknown to it: {_some(unknown)}."
+            )
+        return notes
+
+    def vet(self, imgsz: int, channels: int) -> None:
+        """Check every member, see `Teacher.vet`."""
+        for member in self.members:
+            member.vet(imgsz, channels)
+
+    def judge(self, dataset: Dataset, limit: int | None = None, batch: int = 64) -> tuple[list[Tensor], Tensor]:
+        """Answer images of a dataset, evenly spaced, as far as their classes are known.
+
+        Args:
+            dataset (Dataset): Gives dicts of `img`, a (channels, H, W) image in 0 to 1, and `cls`, its class index.
+            limit (int, optional): Most images to look at; None for all.
+            batch (int): Images at a time.
+
+        Returns:
+            logits (list[Tensor]): Each member's, (N, len(classes)) in float32 on the CPU.
+            labels (Tensor): The images' classes as columns of the logits, (N,).
+        """
+        count = min(len(dataset), limit or len(dataset))
+        chosen = torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
+        logits, labels = [[] for _ in self.members], []
+        for start in range(0, count, batch):
+            samples = [dataset[i] for i in chosen[start : start + batch]]
+            samples = [sample for sample in samples if sample["cls"] in self.classes]
+            if samples:
+                images = torch.stack([sample["img"] for sample in samples]).to(self.device).float()
+                for kept, answer in zip(logits, self.answers(images)[0], strict=True):
+                    kept.append(answer.float().cpu())
+                labels += [self.classes.index(sample["cls"]) for sample in samples]
+        empty = torch.zeros(0, len(self.classes))
+        return [torch.cat([empty, *kept]) for kept in logits], torch.tensor(labels, dtype=torch.long)
+
+    def to(self, device: torch.device) -> TeacherEnsemble:
+        """Move the networks to a device."""
+        self.device = device
+        for member in self.members:
+            member.to(device)
+        self._columns = [None if c is None else c.to(device) for c in self._columns]
+        return self
+
+    def answers(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each member's logits of shape (B, len(classes)), and the features of the first.
+
+        Before `align` only the first is asked, as logits of unknown classes cannot be averaged.
+        """
+        answers = [member(images) for member in (self.members if self.classes else self.members[:1])]
+        logits = [
+            x if columns is None else x.index_select(1, columns)
+            for (x, _), columns in zip(answers, self._columns, strict=False)
+        ]
+        return logits, answers[0][1]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Answer a batch of images.
+
+        Args:
+            images (Tensor): Images of shape (B, channels, H, W), 0 to 1, RGB.
+
+        Returns:
+            logits (Tensor): Logits of shape (B, len(classes)), or the teacher's own (B, C) before `align`.
+            features (list[Tensor]): One (B, c, h, w) map per level of the first member.
+        """
+        logits, features = self.answers(images)
+        return average_logits(logits, self.weights[: len(logits)], self.temperature), features
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names, for a sentence."""
+    return "(" + ", ".join(f"'{name}'" for name in names[:5]) + ", ..." * (len(names) > 5) + ")"

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ("DistillationLoss", "attention_loss", "feature_loss", "response_loss")
+__all__ = ("DistillationLoss", "attention_loss", "average_logits", "feature_loss", "response_loss")
 
 
 def response_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """Return the temperature-softened KL divergence from the student's to the teacher's class distribution.
 
     `temperature**2 * mean_b KL(softmax(teacher_b / temperature) || softmax(student_b / temperature))`. The factor
-    keeps the size of the gradient independent of the temperature.
+    keeps the size of the gradient independent of the temperature. No images give 0.
 
     Args:
         student_logits (Tensor): Student logits of shape (B, C), any floating dtype.
@@ -39,7 +40,33 @@ def response_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: f
         )
     student = F.log_softmax(_full_precision(student_logits) / temperature, dim=1)
     teacher = F.log_softmax(_full_precision(teacher_logits.detach()) / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) / max(len(student), 1) * temperature**2
+
+
+def average_logits(logits: Sequence[Tensor], weights: Sequence[float], temperature: float = 4.0) -> Tensor:
+    """Return logits whose softened probabilities are the weighted mean of those of several classifiers.
+
+    `temperature * log sum_k weights_k softmax(logits_k / temperature)`; a single classifier's are returned as they are.
+
+    Args:
+        logits (Sequence[Tensor]): One (B, C) tensor per classifier, any floating dtype.
+        weights (Sequence[float]): One share per classifier, > 0, that sum to 1.
+        temperature (float): Softening temperature, > 0.
+
+    Returns:
+        (Tensor): Logits of shape (B, C), float32 (float64 for float64 logits) if there are several.
+
+    References:
+        Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", section 1: the soft targets of
+        an ensemble are the mean of its members' distributions.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    weighted = [
+        F.log_softmax(_full_precision(x) / temperature, dim=1) + math.log(weight)
+        for x, weight in zip(logits, weights, strict=True)
+    ]
+    return torch.stack(weighted).logsumexp(0) * temperature
 
 
 def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:

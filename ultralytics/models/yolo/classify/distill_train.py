@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.nn.class_names import read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
-from ultralytics.nn.teacher import Teacher
+from ultralytics.nn.teacher import Teacher, TeacherEnsemble
+from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.distillation import DistillationLoss
@@ -24,6 +26,8 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_mode
 __all__ = ("DistillationClassificationTrainer",)
 
 DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
+CHECKED_IMAGES = 512
+CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
 
 
 @dataclass
@@ -35,14 +39,21 @@ class _Criterion:
     loss: DistillationLoss | None
     alpha: float
     beta: float
+    classes: Tensor | None  # those that the teacher knows, if it does not know all
 
     def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the detached items, the student's own among them."""
         student_loss, items = self.student_criterion(predictions, batch)
         if self.loss is None:
             return self.beta * student_loss, items
+        student_features = self.taps.take()
+        if "teacher" not in batch:  # it has not begun to teach
+            return student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
         teacher_logits, teacher_features = batch["teacher"]
-        distillation, distillation_items = self.loss(predictions, teacher_logits, self.taps.take(), teacher_features)
+        if self.classes is not None:
+            judged = torch.isin(batch["cls"], self.classes)
+            predictions, teacher_logits = predictions[judged][:, self.classes], teacher_logits[judged]
+        distillation, distillation_items = self.loss(predictions, teacher_logits, student_features, teacher_features)
         return self.beta * student_loss + self.alpha * distillation, {**items, **distillation_items}
 
 
@@ -55,7 +66,7 @@ class DistillationClassificationTrainer(ClassificationTrainer):
 
     Attributes:
         distillation (DistillationArgs): The distillation arguments in force.
-        teacher (Teacher): The frozen teacher.
+        teacher (TeacherEnsemble): The frozen teacher, or several that answer as one.
         distillation_loss (DistillationLoss | None): The loss, once the student is set up; None if `distill_alpha` is 0.
         levels (list[tuple[FeatureLevel, FeatureLevel]]): The matched (student, teacher) feature maps.
 
@@ -76,9 +87,10 @@ class DistillationClassificationTrainer(ClassificationTrainer):
 
         Raises:
             SyntaxError: If a key is neither a training nor a distillation argument.
-            TypeError: If an argument has the wrong type, or the teacher is not a trained classifier.
-            ValueError: If an argument is out of range, or the teacher does not fit the dataset.
-            FileNotFoundError: If the teacher's file does not exist.
+            TypeError: If an argument has the wrong type, or a teacher is no trained classifier or not safe to load.
+            ValueError: If an argument is out of range, or a teacher does not fit the dataset.
+            FileNotFoundError: If a teacher's file does not exist.
+            ImportError: If a teacher needs a library that is not installed.
         """
         from_cfg, cfg = DistillationArgs.split(cfg2dict(cfg))
         given, overrides = DistillationArgs.split(overrides or {})
@@ -116,14 +128,64 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
                 "'feature_distill=False', or train without 'quantize' and quantize on export."
             )
-        self.teacher = Teacher(self.distillation.teacher)
-        vars(self.args).update(asdict(self.distillation), teacher=self.teacher.path)
+        teachers = None if self.self_distillation else self._open_teachers()
         source = self.args.data
         data = self.get_dataset()
         self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
-        self.teacher.check(data["names"], data["channels"])
+        self.teacher = self._vetted(teachers, data)
+        vars(self.args).update({key: getattr(self.distillation, key) for key in DISTILLATION_KEYS})
+        self.args.teacher = self.teacher.source
         if self.distillation.distill_alpha == 0:
             LOGGER.warning("'distill_alpha=0': the teacher has no effect on this run.")
+
+    @property
+    def self_distillation(self) -> bool:
+        """Whether the student's own EMA teaches it."""
+        return self.distillation.teacher == "self"
+
+    def _open_teachers(self) -> list[Teacher]:
+        """Open the teachers, and switch off what none of them can do."""
+        args = self.distillation
+        if any(not isinstance(x, str) for x in args.teachers) and "," in str(self.args.device):
+            raise ValueError(
+                f"'device={self.args.device}' starts a process per device, which a teacher given as nn.Module cannot "
+                f"reach. Save it to a file, or train on one device."
+            )
+        members = [Teacher(**given) for given in args.per_teacher() or [{"source": None}]]
+        if not members[0].has_features and args.uses_features:
+            asked = [k for k in ("feature_distill", "attention_distill") if self._given.get(k)]
+            no_features = f"'teacher={members[0].source}' gives logits only"
+            if asked:
+                raise ValueError(
+                    f"{no_features}, but '{asked[0]}=True' needs its feature maps. Set '{asked[0]}=False', or give "
+                    f"the checkpoint that the file was exported from."
+                )
+            LOGGER.warning(f"{no_features}: 'feature_distill' and 'attention_distill' are switched off.")
+            self.distillation = replace(args, feature_distill=False, attention_distill=False)
+        return members
+
+    def _vetted(self, members: list[Teacher] | None, data: dict[str, Any]) -> TeacherEnsemble:
+        """Check the teachers against the dataset and align their classes with it."""
+        args, names = self.distillation, read_names(data["names"])
+        if members is None:
+            if args.self_distill_start >= self.args.epochs:
+                raise ValueError(
+                    f"'self_distill_start={args.self_distill_start}' is never reached in 'epochs={self.args.epochs}', "
+                    f"counted from 0. Lower it, or train longer."
+                )
+            members = [Teacher(Source("self", torch.nn.Identity(), names, data["channels"]))]  # the EMA, once there
+        ensemble = TeacherEnsemble(members, args.teacher_weights, args.temperature)
+        if not self.self_distillation:
+            ensemble.vet(check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1), data["channels"])
+        notes = []
+        if len(members) > 1 and args.uses_features:
+            notes.append(f"Feature and attention losses use the first of {len(members)} teachers, {members[0].source}.")
+        if args.response_distill:
+            notes += ensemble.align(names)
+        if RANK in {-1, 0}:
+            for note in notes:
+                LOGGER.info(f"{colorstr('distillation:')} {note}")
+        return ensemble
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the dataset dictionary, read once although the teacher needs it before upstream does."""
@@ -156,8 +218,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             return ckpt
         if args.uses_features:
             self.levels = match_levels(
-                find_levels(student, self.args.imgsz, self.data["channels"]),
-                find_levels(teacher.model, self.args.imgsz, teacher.channels),
+                levels := find_levels(student, self.args.imgsz, self.data["channels"]),
+                levels if self.self_distillation else teacher.first.find_levels(self.args.imgsz, self.data["channels"]),
                 args.layers,
             )
         if RANK in {-1, 0}:
@@ -180,9 +242,9 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 shapes, fitting = ([tuple(a.weight.shape[:2]) for a in x] for x in (stored, student.distill_adapters))
                 if shapes != fitting:
                     raise ValueError(
-                        f"'teacher={teacher.path}' does not fit the adapters of this run: they have (teacher, student) "
-                        f"channels {shapes}, and it needs {fitting}. "
-                        f"Give the same teacher, or start a new run."
+                        f"'teacher={teacher.source}' does not fit the adapters of this run: they have (teacher, "
+                        f"student) channels {shapes}, and it needs {fitting}. Give the same teacher, or start a new "
+                        f"run."
                     )
                 student.distill_adapters.load_state_dict(stored.state_dict())
         return ckpt
@@ -193,6 +255,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self._attach()
+        if self.distillation.teacher_check and RANK in {-1, 0}:
+            self._check_teacher()
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore the training state; upstream copies the student into a new EMA here, so it must be bare."""
@@ -214,7 +278,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
         batch = super().preprocess_batch(batch)
-        if self._taps is not None and self.distillation_loss is not None:
+        waiting = self.self_distillation and self.epoch < self.distillation.self_distill_start
+        if self._taps is not None and self.distillation_loss is not None and not waiting:
             batch["teacher"] = self.teacher(batch["img"])
         return batch
 
@@ -239,16 +304,42 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         """Read the student's feature maps and make its criterion ask the teacher."""
         self._detach()
         student = unwrap_model(self.model)
-        self._taps = FeatureTaps(student, [level.name for level, _ in self.levels])
+        self._taps = FeatureTaps(student, [level for level, _ in self.levels])
+        if self.self_distillation:
+            self.teacher.first.model = self.ema.ema
         if self.distillation_loss is not None:
-            self.teacher.to(self.device).tap([level.name for _, level in self.levels])
+            self.teacher.to(self.device).first.levels = [level for _, level in self.levels]
+        classes = self.teacher.classes
         student.criterion = _Criterion(
             student.init_criterion(),
             self._taps,
             self.distillation_loss,
             self.distillation.distill_alpha,
             self.distillation.distill_beta,
+            torch.tensor(classes, device=self.device) if classes and len(classes) < len(self.data["names"]) else None,
         )
+
+    def _check_teacher(self) -> None:
+        """Measure each teacher on validation images, as one that is not better than guessing has nothing to teach."""
+        if self.teacher.classes is None or self.self_distillation or self.distillation_loss is None:
+            return
+        # Without a loader, as its workers would draw from the random stream of plain training
+        logits, labels = self.teacher.judge(self.test_loader.dataset, CHECKED_IMAGES, self.batch_size)
+        if not len(labels):
+            return
+        prior = labels.bincount().max().item() / len(labels)
+        for member, answer in zip(self.teacher.members, logits, strict=True):
+            accuracy = (answer.argmax(1) == labels).float().mean().item()
+            said = f"'teacher={member.source}' names {accuracy:.1%} of {len(labels)} validation images correctly"
+            if len(answer) > 1 and torch.allclose(answer, answer[:1].expand_as(answer), rtol=1e-4, atol=1e-5):
+                LOGGER.warning(f"{said}, as it answers every image alike: it has nothing to teach. {CHECK_ADVICE}")
+            elif accuracy <= prior < 1:
+                LOGGER.warning(
+                    f"{said}, and always naming the most frequent class {prior:.1%}: it has nothing to teach. "
+                    f"{CHECK_ADVICE}"
+                )
+            else:
+                LOGGER.info(f"{colorstr('distillation:')} {said}.")
 
     def _detach(self) -> None:
         """Make the student bare: nothing that a copy or a checkpoint should not carry, but the adapters."""
@@ -267,13 +358,14 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         """Log both networks, the matched levels and the weights in force."""
         args = self.distillation
         rows = [("", "model", "parameters", "GFLOPs")]
-        for who, name, model in (
-            ("teacher", self.teacher.path, self.teacher.model),
-            ("student", self.args.model, self.model),
-        ):
-            rows.append(
-                (who, Path(str(name)).name, f"{get_num_params(model):,}", f"{get_flops(model, self.args.imgsz):.3f}")
-            )
+        networks = [("student", self.args.model, self.model, self.args.imgsz)]
+        if not self.self_distillation:
+            networks = [
+                ("teacher", member.source, member.model, member.imgsz or self.args.imgsz)
+                for member in self.teacher.members
+            ] + networks
+        for who, name, model, imgsz in networks:
+            rows.append((who, Path(str(name)).name, f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
         lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
         lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.levels]
         losses = [f"response (temperature {args.temperature:g})"] * args.response_distill
