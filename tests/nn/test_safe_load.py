@@ -26,7 +26,7 @@ class Call:
     def __init__(self, function, *args):
         self.reduced = function, args
 
-    def __reduce__(self):  # noqa: D105
+    def __reduce__(self):
         return self.reduced
 
 

@@ -67,7 +67,9 @@ class Teacher:
         self.channels = opened.channels
         self.imgsz = imgsz or opened.imgsz
         self.has_features = opened.has_features
-        self.model = opened.network.requires_grad_(False).eval()
+        self.model = opened.network.eval()
+        for parameter in self.model.parameters():  # a TorchScript module refuses requires_grad_ as a whole
+            parameter.requires_grad_(False)
         if isinstance(self.model, ClassificationModel):
             self.model = self.model.fuse(verbose=False)
         self.levels: Sequence[FeatureLevel] = ()
