@@ -1,7 +1,9 @@
 """Which feature levels networks share, for every classifier that upstream can build, and how they are read."""
 
 import pytest
+import timm
 import torch
+import torchvision
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import ClassificationModel
 
@@ -100,3 +102,62 @@ def test_taps_read_once_and_come_off():
         taps.take()  # nothing is kept alive between steps
     taps.remove()
     assert not any(m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "imgsz", "levels"),
+    [
+        (torchvision.models, "resnet18", 64, {8: "layer2", 16: "layer3", 32: "layer4"}),
+        (torchvision.models, "resnet18", 32, {8: "layer2", 16: "layer3", 32: "layer4"}),  # pooling makes no level
+        (torchvision.models, "mobilenet_v3_small", 64, {8: "features.3", 16: "features.8", 32: "features"}),
+        (torchvision.models, "convnext_tiny", 64, {8: "features.3", 16: "features.5", 32: "features"}),
+        (torchvision.models, "swin_t", 64, {8: "features.3", 16: "features.5", 32: "norm"}),  # channels last
+        (torchvision.models, "vit_b_16", 224, {16: "encoder"}),
+        (timm, "resnet18", 64, {8: "layer2", 16: "layer3", 32: "layer4"}),
+        (timm, "convnext_atto", 64, {8: "stages.1", 16: "stages.2", 32: "stages"}),
+        (timm, "vit_tiny_patch16_224", 224, {16: "norm"}),
+        (timm, "deit_tiny_distilled_patch16_224", 224, {16: "norm"}),  # two tokens before those of the image
+        (timm, "vit_small_patch32_224", 224, {32: "norm"}),
+    ],
+)
+def test_levels_of_any_network(library, name, imgsz, levels):
+    make = timm.create_model if library is timm else library.get_model
+    found = find_levels(make(name), imgsz)
+    matched = {s.stride: s for s, _ in match_levels(found, found) if s.stride <= 32}  # above, 1x1 maps after pooling
+    assert {stride: level.name for stride, level in matched.items()} == levels
+    assert all(level.height == level.width == imgsz // stride for stride, level in matched.items())
+
+
+def test_tokens_become_the_map_of_their_patches():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=3).eval()
+    levels = find_levels(model, 64)
+    taps = FeatureTaps(model, [levels["blocks.5"], levels["patch_embed"], levels["patch_embed.proj"]])
+    x, kept = torch.rand(2, 3, 64, 64), {}
+    model.blocks[5].register_forward_hook(lambda m, a, out: kept.update(tokens=out))
+    model(x)
+    block, embedded, convolved = taps.take()
+    assert kept["tokens"].shape == (2, 17, 192)
+    assert block.shape == (2, 192, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            torch.testing.assert_close(block[:, :, row, column], kept["tokens"][:, 1 + 4 * row + column])
+    torch.testing.assert_close(embedded, convolved)  # the embedding is the convolution's map, flattened
+
+
+def test_channels_last_maps_are_turned():
+    model = torchvision.models.swin_t(num_classes=3).eval()
+    level = find_levels(model, 64)["features.3"]
+    assert (level.channels, level.height, level.width) == (192, 8, 8)
+    output = torch.rand(2, 8, 8, 192)
+    torch.testing.assert_close(level.as_map(output), output.movedim(3, 1))
+
+
+def test_dotted_names_are_checked_and_the_nearest_offered():
+    student = find_levels(build("yolo11n-cls.yaml"), 64)
+    teacher = find_levels(torchvision.models.resnet18(), 64)
+    pairs = match_levels(student, teacher, ([4, "model.6.cv2"], ["layer2.0", "layer3"]))
+    assert [(s.name, t.name) for s, t in pairs] == [("model.4", "layer2.0"), ("model.6.cv2", "layer3")]
+    with pytest.raises(ValueError, match=r"layer 'layer9', but the teacher's .*'layer[1-4]'"):
+        match_levels(student, teacher, ([4], ["layer9"]))
+    with pytest.raises(ValueError, match=r"layer '6', but the teacher's .*\['layer2', 'layer3', 'layer4'\]"):
+        match_levels(student, teacher, ([4], [6]))  # no numbered layers there

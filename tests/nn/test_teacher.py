@@ -1,13 +1,18 @@
 """What may teach, what is refused and in which words, and what a teacher answers."""
 
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
+from teachers import exported, seen
 from ultralytics import YOLO, settings
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.nn.teacher import Teacher
+from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 
 DIGITS = [str(i) for i in range(10)]
 
@@ -124,3 +129,295 @@ def test_home_is_expanded(teacher, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(teacher, tmp_path / "mine.pt")
     assert Teacher("~/mine.pt").source == str(tmp_path / "mine.pt")
+
+
+def state(network, **notes):
+    return {"state_dict": network.state_dict(), **notes}
+
+
+def test_images_are_brought_to_the_teachers_own_size_mean_and_standard_deviation():
+    given = []
+
+    class Recorder(torch.nn.Module):
+        names = ("a", "b")
+
+        def forward(self, x):
+            given.append(x)
+            return x.mean((2, 3))[:, :2]
+
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.5]
+    Teacher(Recorder())(images)
+    assert given.pop() is images  # upstream's convention is the default: 0 to 1, mean 0, standard deviation 1
+    Teacher(Recorder(), mean=mean, std=std)(images)
+    for channel in range(3):
+        torch.testing.assert_close(given[0][:, channel], (images[:, channel] - mean[channel]) / std[channel])
+    given.clear()
+    Teacher(Recorder(), imgsz=32)(images)
+    assert given[0].shape == (2, 3, 32, 32)
+    torch.testing.assert_close(given[0].mean((2, 3)), images.mean((2, 3)), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("source", "mean", "std"),
+    [
+        ("torchvision:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm:vit_tiny_patch16_224", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_library_networks_know_their_normalisation(source, mean, std, tmp_path):
+    library, name = source.split(":")
+    make = timm.create_model if library == "timm" else torchvision.models.get_model
+    network = seen(make(name, num_classes=3), 224)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    frozen = Teacher(f"{source}@{tmp_path / 'w.pth'}", names=["a", "b", "c"])
+    images = torch.rand(2, 3, 224, 224)
+    normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(images)[0], network(normalised))
+    assert frozen.imgsz == (224 if "vit" in name else None)
+    assert frozen.source == f"{source}@{tmp_path / 'w.pth'}"
+
+
+@pytest.mark.parametrize(
+    ("notes", "names"),
+    [
+        ({}, None),
+        ({"names": ["a", "b", "c"]}, ["a", "b", "c"]),
+        ({"class_names": {0: "a", 1: "b", 2: "c"}}, ["a", "b", "c"]),
+        ({"classes": ("a", "b", "c")}, ["a", "b", "c"]),
+        ({"classes": 3}, None),
+        ({"class_to_idx": {"b": 1, "a": 0, "c": 2}}, ["a", "b", "c"]),
+    ],
+)
+def test_names_come_from_the_file(notes, names, tmp_path):
+    torch.save(state(seen(torchvision.models.resnet18(num_classes=3)), **notes), tmp_path / "w.pth")
+    source = f"torchvision:resnet18@{tmp_path / 'w.pth'}"
+    assert Teacher(source).names == names
+    assert Teacher(source, names=["x", "y", "z"]).names == ["x", "y", "z"]  # what is given stands above the file
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "squeezenet1_1"])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_head_is_as_wide_as_the_file_says(classes, name, tmp_path):
+    network = seen(torchvision.models.get_model(name, num_classes=classes))
+    torch.save(state(network), tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:{name}@{tmp_path / 'w.pth'}")
+    frozen.vet(64, 3)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in frozen.model.state_dict().items())
+
+
+def test_averaged_weights_come_first_and_wrappers_names_are_dropped(tmp_path):
+    plain, averaged = (seen(torchvision.models.resnet18(num_classes=3)) for _ in range(2))
+    wrapped = {f"module.{k}": v for k, v in averaged.state_dict().items()}
+    torch.save({"model": plain.state_dict(), "model_ema": wrapped}, tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert torch.equal(frozen.model.fc.weight, averaged.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "fc" not in k}, "it lacks fc.weight, fc.bias"),
+        (lambda s: {**s, "neck.weight": torch.zeros(3)}, "it has besides neck.weight"),
+        (
+            lambda s: {**s, "conv1.weight": torch.zeros(64, 1, 7, 7)},
+            r"conv1.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)",
+        ),
+    ],
+)
+def test_no_part_of_a_teacher_is_initialised_at_random(change, words, tmp_path):
+    torch.save(change(seen(torchvision.models.resnet18(num_classes=3)).state_dict()), tmp_path / "w.pth")
+    with pytest.raises(TypeError, match=words) as e:
+        Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert "no part of a teacher is initialised at random" in str(e.value)
+
+
+def test_a_transformer_of_another_size_is_told_to_say_so(tmp_path):
+    for library, name, extra in (
+        ("timm", "vit_tiny_patch16_224", "img_size"),
+        ("torchvision", "vit_b_16", "image_size"),
+    ):
+        make = timm.create_model if library == "timm" else torchvision.models.get_model
+        torch.save(make(name, num_classes=3, **{extra: 64}).state_dict(), tmp_path / "w.pth")
+        source = f"{library}:{name}@{tmp_path / 'w.pth'}"
+        with pytest.raises(TypeError, match="'teacher_imgsz'"):
+            Teacher(source)
+        frozen = Teacher(source, imgsz=64)
+        frozen.vet(32, 3)
+        assert frozen(torch.rand(1, 3, 32, 32))[0].shape == (1, 3)
+
+
+def test_official_torchvision_weights(monkeypatch):
+    official = torchvision.models.ResNet18_Weights.DEFAULT
+    network = seen(torchvision.models.resnet18())
+    monkeypatch.setattr(type(official), "get_state_dict", lambda self, **kwargs: network.state_dict())
+    frozen = Teacher("torchvision:resnet18")
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    assert (frozen.names[0], len(frozen.names), frozen.source) == ("tench", 1000, "torchvision:resnet18")
+    assert TeacherEnsemble([frozen]).align(["n01440764", "n02102040"])
+    monkeypatch.setattr(type(official), "get_state_dict", fail)
+    refused("torchvision:resnet18", FileNotFoundError, "could not be downloaded", "offline")
+
+
+def test_official_timm_weights(monkeypatch):
+    create, network = timm.create_model, seen(timm.create_model("resnet18"))
+    asked = []
+
+    def create_model(name, pretrained=False, **kwargs):
+        asked.append((name, pretrained, kwargs))
+        return network if pretrained else create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    frozen = Teacher("timm:resnet18.a1_in1k")
+    assert asked == [("resnet18.a1_in1k", True, {})]
+    assert (frozen.names[1], len(frozen.names), frozen.channels) == ("goldfish", 1000, 3)
+    monkeypatch.setattr(timm, "create_model", fail)
+    refused("timm:resnet18", FileNotFoundError, "timm:resnet18", "could not be downloaded", "offline")
+
+
+def fail(*args, **kwargs):
+    raise ConnectionError("offline")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("torchvision:resnet81", "'resnet18'"),
+        ("timm:convnext_attoo", "'convnext_atto'"),
+        ("torchvision:raft_small", "no"),
+    ],
+)
+def test_unknown_networks_get_the_nearest(source, words):
+    refused(source, ValueError, source, "names no classifier", words)
+
+
+@pytest.mark.parametrize(
+    ("library", "source", "command"),
+    [
+        ("timm", "timm:resnet18", "pip install timm"),
+        ("onnxruntime", "teacher.onnx", "pip install onnxruntime"),
+        ("safetensors", "torchvision:resnet18@teacher.safetensors", "pip install safetensors"),
+    ],
+)
+def test_a_missing_library_names_the_command_that_installs_it(library, source, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher.onnx", "teacher.safetensors"):
+        Path(name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, library, None)
+    refused(source, ImportError, command)
+
+
+class Answer(torch.nn.Module):
+    """A network that answers what it is told."""
+
+    def __init__(self, answer, names=None):
+        super().__init__()
+        self.answer = answer
+        if names:
+            self.names = names
+
+    def forward(self, x):
+        return self.answer(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda x: x.mean(), "answers 2 images with ()"),
+        (lambda x: x, "answers 2 images with (2, 3, 32, 32)"),
+        (lambda x: {"out": x}, "answers 2 images with dict"),
+        (lambda x: x.mean((2, 3)) * float("nan"), "NaN or infinite"),
+        (lambda x: x.mean((2, 3)) / 0, "NaN or infinite"),
+        (lambda x: x.mean((2, 3))[:, :2], "gives 2 logits per image, but has 3 class names"),
+        (lambda x: x.reshape(2, 3, 224, 224), "cannot process a batch of 2 images of 3x32x32 (RuntimeError"),
+    ],
+)
+def test_a_wrong_answer_is_refused(answer, words):
+    with pytest.raises(ValueError, match=re.escape(words)) as e:
+        Teacher(Answer(answer, ["a", "b", "c"])).vet(32, 3)
+    assert "\n" not in str(e.value)
+
+
+def test_probabilities_are_read_as_logits(tmp_path):
+    """An exported classifier that ends in a softmax teaches what its logits would."""
+    for transform in (lambda x: x, lambda x: x.softmax(1)):
+        frozen = Teacher(Answer(lambda x, f=transform: f(x.mean((2, 3)) * 5), ["a", "b", "c"]))
+        frozen.vet(32, 3)
+        images = torch.rand(2, 3, 32, 32)
+        expected = (images.mean((2, 3)) * 5 / 4).softmax(1)
+        torch.testing.assert_close((frozen(images)[0] / 4).softmax(1), expected)
+
+
+def test_a_probability_of_zero_stays_finite():
+    frozen = Teacher(Answer(lambda x: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(x), 3), ["a", "b", "c"]))
+    frozen.vet(32, 3)
+    assert frozen(torch.rand(2, 3, 32, 32))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_must_fit(channels, teacher):
+    with pytest.raises(ValueError, match=f"takes images of 3 channels, but the dataset's have {channels}"):
+        Teacher(teacher).vet(32, channels)
+
+
+def test_mean_and_standard_deviation_are_per_channel(teacher):
+    with pytest.raises(ValueError, match="'teacher_mean' and 'teacher_std' need 1 or 3 values"):
+        Teacher(teacher, mean=[0.5, 0.5]).vet(32, 3)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("target", ["onnx", "torchscript"])
+def test_exported_teachers_answer_as_the_checkpoint_does(target, dynamic, teacher, tmp_path):
+    """Also where the file has a batch size of its own, which no batch of a training is a multiple of."""
+    file = exported(tmp_path, teacher, target, dynamic=dynamic, batch=1 if dynamic else 4)
+    frozen = Teacher(file, trusted=target == "torchscript")
+    frozen.vet(32, 3)
+    images = torch.rand(6, 3, 32, 32)
+    answer, features = frozen(images)
+    assert features == []
+    assert frozen.names == DIGITS
+    assert not frozen.has_features
+    torch.testing.assert_close(answer.softmax(1), Teacher(teacher)(images)[0].softmax(1), rtol=1e-3, atol=1e-4)
+
+
+def test_a_yolo_object_teaches_as_its_file_does(teacher):
+    images = torch.rand(2, 3, 32, 32)
+    model = YOLO(teacher)
+    torch.testing.assert_close(Teacher(model)(images)[0], Teacher(teacher)(images)[0])
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.model.modules())  # a copy was fused, not the user's
+
+
+def test_an_untrained_module_is_refused():
+    refused(torchvision.models.resnet18(), TypeError, "module:ResNet", "never been trained")
+
+
+def test_several_judge_the_classes_that_all_know():
+    a = Teacher(Answer(lambda x: x.flatten(1)[:, :4], ["a", "b", "c", "d"]))
+    b = Teacher(Answer(lambda x: x.flatten(1)[:, 4:7], ["c", "b", "x"]))
+    both = TeacherEnsemble([a, b], [1, 3], temperature=2.0)
+    notes = both.align(["a", "b", "c", "e"])
+    assert both.classes == [1, 2]
+    assert both.weights == [0.25, 0.75]
+    assert any("2 of 4 classes" in note and "'a', 'e'" in note for note in notes)
+    x = torch.rand(5, 1, 2, 4)
+    logits, _ = both(x)
+    one, other = x.flatten(1)[:, [1, 2]], x.flatten(1)[:, [5, 4]]
+    expected = 0.25 * (one / 2).softmax(1) + 0.75 * (other / 2).softmax(1)
+    torch.testing.assert_close((logits / 2).softmax(1), expected)
+
+
+def test_a_teacher_without_names_says_what_to_give():
+    with pytest.raises(ValueError, match=r"does not say which classes.*teacher_names=ImageNet\.yaml"):
+        TeacherEnsemble([Teacher(Answer(lambda x: x.mean((2, 3))))]).align(["a", "b"])
+
+
+def test_judged_images_are_spread_evenly_and_of_known_classes():
+    data = [{"img": torch.full((3, 8, 8), i / 10), "cls": i % 4} for i in range(10)]
+    ensemble = TeacherEnsemble([Teacher(Answer(lambda x: x.mean((2, 3)), ["a", "d", "x"]))])
+    ensemble.align(["a", "b", "c", "d"])
+    (logits,), labels = ensemble.judge(data, batch=3)
+    assert labels.tolist() == [0, 1, 0, 1, 0]  # of images 0, 3, 4, 7, 8
+    torch.testing.assert_close(logits[:, 0], torch.tensor([0.0, 0.3, 0.4, 0.7, 0.8]))
+    assert ensemble.judge(data, limit=2)[1].tolist() == [0]  # of images 0 and 9, which is of class 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from ultralytics.utils.distillation import DistillationLoss, attention_loss, feature_loss, response_loss
+from ultralytics.utils.distillation import DistillationLoss, attention_loss, average_logits, feature_loss, response_loss
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -309,3 +309,29 @@ def test_one_step_moves_the_student_as_the_formula_does():
 
     ours = step(lambda loss, logits, features: loss(logits, t, [features], ts)[0])
     torch.testing.assert_close(ours, step(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_response_of_no_images_is_zero_and_has_a_gradient():
+    s = torch.zeros(0, 5, requires_grad=True)
+    loss = response_loss(s, torch.zeros(0, 5))
+    loss.backward()
+    assert loss == 0
+    assert s.grad.shape == (0, 5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.2, 0.7, 0.1]])
+def test_average_logits_soften_to_the_mean_distribution(weights, temperature):
+    logits = [3 * x for x in maps(*[(6, 10)] * len(weights), dtype=torch.float64)]
+    powers = [np.exp(x / temperature) for x in arrays(logits)]
+    expected = sum(w * p / p.sum(1, keepdims=True) for w, p in zip(weights, powers, strict=True))
+    softened = (average_logits(logits, weights, temperature) / temperature).softmax(1)
+    np.testing.assert_allclose(softened.numpy(), expected, rtol=1e-9)
+
+
+def test_average_of_one_is_itself_and_extremes_stay_finite():
+    (x,) = maps((4, 3))
+    assert average_logits([x], [1.0]) is x
+    far = torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])
+    torch.testing.assert_close(average_logits(far, [0.5, 0.5], 1.0).softmax(1), torch.tensor([[0.5, 0.5]]))
+    assert average_logits([x.half(), x.half()], [0.5, 0.5]).dtype == torch.float32

@@ -19,7 +19,8 @@ def read_names(names: Any) -> list[str]:
     """Return class names by index.
 
     Args:
-        names (Any): A list, a dict by index, or the path of a YAML file that holds either, by itself or as `names`.
+        names (Any): A list, a dict by index, or the path of a YAML file that holds either as `names`, as those of
+            datasets do.
 
     Raises:
         FileNotFoundError: If the YAML file does not exist.
@@ -28,7 +29,7 @@ def read_names(names: Any) -> list[str]:
     """
     if isinstance(names, (str, Path)):
         content = YAML.load(check_yaml(str(names)))
-        names = content.get("names", content) if isinstance(content, Mapping) else content
+        names = content.get("names", content)
     if isinstance(names, Mapping):
         by_index = {int(index): name for index, name in names.items()} if all(map(_is_index, names)) else {}
         if sorted(by_index) != list(range(len(names))):
