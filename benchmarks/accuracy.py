@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> None:
             trainer_class = ClassificationTrainer
             if own is not None:
                 trainer_class = DistillationClassificationTrainer
-                overrides |= {**own, "teacher": str(teacher)}
+                overrides |= {"teacher": str(teacher), **own}
             row = train(trainer_class, overrides, f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}")
             top1[str(seed)] = 100 * row["top1"]
             report["seconds"].setdefault(variant, {})[str(seed)] = row["seconds"]

@@ -116,7 +116,7 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
         for name, m in model.named_modules()
         if name and next(m.parameters(), None) is not None  # poolings, activations and reshapings learn no map
     ]
-    weight = next(model.parameters(), torch.zeros(0))
+    weight = next(model.parameters(), torch.zeros(0))  # there may be none
     model.eval()
     try:
         with torch.no_grad():

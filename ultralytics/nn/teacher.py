@@ -127,7 +127,9 @@ class Teacher:
         )
 
     def find_levels(self, imgsz: int, channels: int) -> dict[str, FeatureLevel]:
-        """List the feature maps that can be read, see `taps.find_levels`."""
+        """List the feature maps that can be read, see `taps.find_levels`; none in an exported file."""
+        if not self.has_features:
+            return {}
         return find_levels(self.model, self.imgsz or imgsz, channels)
 
     def to(self, device: torch.device) -> Teacher:

@@ -37,7 +37,9 @@ def test_every_source_teaches(source, overrides, teacher, tmp_path, said):
     assert losses == ["response_loss"] if source in LOGITS_ONLY else list(DISTILLATION_LOSSES)
     assert all(0 < float(row[f"train/{name}"]) < 1e4 for name in losses)
     assert any("switched off" in line for line in said["warning"]) == (source in LOGITS_ONLY)
-    assert any("Feature and attention losses use the first of 2" in x for x in said["info"]) == (source == "several")
+    assert any("Feature and attention losses use the first of the teachers" in x for x in said["info"]) == (
+        source == "several"
+    )
     recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
     assert recorded["feature_distill"] == (source not in LOGITS_ONLY)
     if source != "module":  # args.yaml starts the same run again

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -123,16 +124,28 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
             given = {**stored, **{k: v for k, v in given.items() if k == "teacher" and v is not None}}
         self.distillation = DistillationArgs(**given)
+        if self.self_distillation and self.distillation.self_distill_start >= self.args.epochs:
+            raise ValueError(
+                f"'self_distill_start={self.distillation.self_distill_start}' is never reached in "
+                f"'epochs={self.args.epochs}', counted from 0. Lower it, or train longer."
+            )
         if self.args.quantize == 8 and self.distillation.uses_adapters:
             raise ValueError(
                 "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
                 "'feature_distill=False', or train without 'quantize' and quantize on export."
             )
-        teachers = None if self.self_distillation else self._open_teachers()
+        members = None if self.self_distillation else self._open_teachers()
         source = self.args.data
         data = self.get_dataset()
         self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
-        self.teacher = self._vetted(teachers, data)
+        names = read_names(data["names"])
+        if members is None:  # the EMA takes its place once there is one
+            members = [Teacher(Source("self", torch.nn.Identity(), names, data["channels"]))]
+        self.teacher = TeacherEnsemble(members, self.distillation.teacher_weights, self.distillation.temperature)
+        if not self.self_distillation:
+            self._vet_teachers(data["channels"])
+        if self.distillation.response_distill:
+            self._log(self.teacher.align(names))
         vars(self.args).update({key: getattr(self.distillation, key) for key in DISTILLATION_KEYS})
         self.args.teacher = self.teacher.source
         if self.distillation.distill_alpha == 0:
@@ -144,17 +157,25 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         return self.distillation.teacher == "self"
 
     def _open_teachers(self) -> list[Teacher]:
-        """Open the teachers, and switch off what none of them can do."""
+        """Open the teachers, or refuse them."""
         args = self.distillation
         if any(not isinstance(x, str) for x in args.teachers) and "," in str(self.args.device):
             raise ValueError(
                 f"'device={self.args.device}' starts a process per device, which a teacher given as nn.Module cannot "
                 f"reach. Save it to a file, or train on one device."
             )
-        members = [Teacher(**given) for given in args.per_teacher() or [{"source": None}]]
-        if not members[0].has_features and args.uses_features:
-            asked = [k for k in ("feature_distill", "attention_distill") if self._given.get(k)]
-            no_features = f"'teacher={members[0].source}' gives logits only"
+        return [Teacher(**given) for given in args.per_teacher() or [{"source": None}]]
+
+    def _vet_teachers(self, channels: int) -> None:
+        """Check the teachers' answers, and switch off the losses that they cannot serve."""
+        args, first = self.distillation, self.teacher.first
+        imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)
+        self.teacher.vet(imgsz, channels)
+        if not args.uses_features:
+            return
+        if not first.find_levels(imgsz, channels):
+            asked = [k for k in ("feature_distill", "attention_distill") if k in self._given and getattr(args, k)]
+            no_features = f"'teacher={first.source}' gives logits only"
             if asked:
                 raise ValueError(
                     f"{no_features}, but '{asked[0]}=True' needs its feature maps. Set '{asked[0]}=False', or give "
@@ -162,30 +183,15 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 )
             LOGGER.warning(f"{no_features}: 'feature_distill' and 'attention_distill' are switched off.")
             self.distillation = replace(args, feature_distill=False, attention_distill=False)
-        return members
+        elif len(args.teachers) > 1:
+            ending = "." if args.response_distill else "; the others have no effect without the response loss."
+            self._log([f"Feature and attention losses use the first of the teachers, {first.source}{ending}"])
 
-    def _vetted(self, members: list[Teacher] | None, data: dict[str, Any]) -> TeacherEnsemble:
-        """Check the teachers against the dataset and align their classes with it."""
-        args, names = self.distillation, read_names(data["names"])
-        if members is None:
-            if args.self_distill_start >= self.args.epochs:
-                raise ValueError(
-                    f"'self_distill_start={args.self_distill_start}' is never reached in 'epochs={self.args.epochs}', "
-                    f"counted from 0. Lower it, or train longer."
-                )
-            members = [Teacher(Source("self", torch.nn.Identity(), names, data["channels"]))]  # the EMA, once there
-        ensemble = TeacherEnsemble(members, args.teacher_weights, args.temperature)
-        if not self.self_distillation:
-            ensemble.vet(check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1), data["channels"])
-        notes = []
-        if len(members) > 1 and args.uses_features:
-            notes.append(f"Feature and attention losses use the first of {len(members)} teachers, {members[0].source}.")
-        if args.response_distill:
-            notes += ensemble.align(names)
+    def _log(self, notes: list[str]) -> None:
+        """Log sentences about the distillation, once."""
         if RANK in {-1, 0}:
             for note in notes:
                 LOGGER.info(f"{colorstr('distillation:')} {note}")
-        return ensemble
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the dataset dictionary, read once although the teacher needs it before upstream does."""
@@ -339,7 +345,7 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                     f"{CHECK_ADVICE}"
                 )
             else:
-                LOGGER.info(f"{colorstr('distillation:')} {said}.")
+                self._log([f"{said}."])
 
     def _detach(self) -> None:
         """Make the student bare: nothing that a copy or a checkpoint should not carry, but the adapters."""
@@ -365,7 +371,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 for member in self.teacher.members
             ] + networks
         for who, name, model, imgsz in networks:
-            rows.append((who, Path(str(name)).name, f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
+            name = re.sub(r"(^|@).*[/\\]", r"\1", str(name))  # files without their folders
+            rows.append((who, name, f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
         lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
         lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.levels]
         losses = [f"response (temperature {args.temperature:g})"] * args.response_distill
