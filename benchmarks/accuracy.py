@@ -84,8 +84,10 @@ def main(arguments: list[str]) -> None:
     }
     setting = json.loads(json.dumps(setting))  # as it is read back
     report = {"setting": setting, "top1": {}, "seconds": {}}
-    if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
-        report = earlier
+    if output.exists():
+        earlier = json.loads(output.read_text())
+        if {**asdict(DistillationArgs()), **earlier["setting"]} == setting:  # arguments that are newer than the file
+            report = earlier
     report["machine"] = machine()
     report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
     for seed in seeds:

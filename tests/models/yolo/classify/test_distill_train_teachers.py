@@ -245,6 +245,13 @@ def test_self_distillation_starts_when_told(overrides, tmp_path):
     assert float(rows(again)[-1]["train/response_loss"]) > 0
 
 
+@pytest.mark.parametrize(("alpha", "beta"), [(0.7, 0.3), (0.3, 1.0)])
+def test_self_distillation_above_the_labels_is_warned_of(alpha, beta, overrides, said):
+    settings = {**overrides, "teacher": "self", "distill_alpha": alpha, "distill_beta": beta}
+    DistillationClassificationTrainer(overrides=settings)
+    assert any("holds the student" in line for line in said["warning"]) == (alpha > beta)
+
+
 def test_self_distillation_that_never_starts_is_refused(overrides):
     with pytest.raises(ValueError, match=r"'self_distill_start=3' is never reached in 'epochs=3'"):
         DistillationClassificationTrainer(

@@ -150,6 +150,11 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         self.args.teacher = self.teacher.source
         if self.distillation.distill_alpha == 0:
             LOGGER.warning("'distill_alpha=0': the teacher has no effect on this run.")
+        elif self.self_distillation and self.distillation.distill_alpha > self.distillation.distill_beta:
+            LOGGER.warning(
+                "'teacher=self' holds the student to what it knows already where 'distill_alpha' is above "
+                "'distill_beta'. Set i.e. 'distill_alpha=0.3 distill_beta=1'."
+            )
 
     @property
     def self_distillation(self) -> bool:
