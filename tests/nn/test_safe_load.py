@@ -123,6 +123,10 @@ HOSTILE = {
         lambda f, t, c: archive(f, tensor((10**6,), (1,)), 10**6, bytes(4 * 10**6), zipfile.ZIP_DEFLATED),
         "unfold to 4,000,000 bytes",
     ),
+    "a compressed record": (
+        lambda f, t, c: archive(f, tensor((100,), (1,)), 100, bytes(400), zipfile.ZIP_DEFLATED),
+        "record 'archive/data/0'",
+    ),
     "a huge layer to build": (lambda f, t, c: archive(f, Call(nn.Linear, 60_000, 60_000)), "larger than itself"),
     "a huge byte array": (lambda f, t, c: archive(f, Call(bytearray, 10**12)), "larger than itself"),
     "a TorchScript that writes": (lambda f, t, c: scripted(f, c), "teacher_trusted=True"),
@@ -149,10 +153,13 @@ def test_hostile_and_damaged_files_are_refused(kind, overrides, teacher, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
-@pytest.mark.parametrize("kind", ["os.system", "a huge declared storage", "a text file", "a folder"])
+@pytest.mark.parametrize(
+    "kind", ["os.system", "a huge declared storage", "a text file", "a folder", "a TorchScript that writes"]
+)
 def test_hostile_weights_of_a_library_network_are_refused(kind, name, teacher, tmp_path):
     write, words = HOSTILE[kind]
     write(tmp_path / "weights.pth", teacher, tmp_path / "canary")
+    words = "TorchScript program" if "TorchScript" in kind else words
     with pytest.raises((TypeError, FileNotFoundError), match=words):
         Teacher(f"{name}@{tmp_path / 'weights.pth'}")
     assert not (tmp_path / "canary").exists()
