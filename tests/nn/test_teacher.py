@@ -1,5 +1,6 @@
 """What may teach, what is refused and in which words, and what a teacher answers."""
 
+import argparse
 import re
 import shutil
 import sys
@@ -66,6 +67,8 @@ def test_refusals_of_a_path(tmp_path):
     refused(None, ValueError, "No teacher given", "teacher=")
     refused(tmp_path / "missing.pt", FileNotFoundError, "missing.pt", "does not exist")
     refused("yolo11l-cls.yaml", TypeError, "yolo11l-cls.yaml", "without trained weights", "Train it first")
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    refused(tmp_path / "model.pth", TypeError, "model.pth", "no '.pt'", "timm:resnet18@model.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 torn"])
@@ -208,6 +211,18 @@ def test_the_head_is_as_wide_as_the_file_says(classes, name, tmp_path):
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in frozen.model.state_dict().items())
 
 
+def test_what_timm_and_torchvision_save_in_training_is_read(tmp_path):
+    network = seen(timm.create_model("resnet18", num_classes=3))
+    args = argparse.Namespace(model="resnet18", lr=0.1, mean=(0.5, 0.5))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1).state_dict()
+    torch.save(state(network, arch="resnet18", epoch=3, args=args, optimizer=optimizer), tmp_path / "best.pth.tar")
+    frozen = Teacher(f"timm:resnet18@{tmp_path / 'best.pth.tar'}")
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    torch.save(state(network.half()), tmp_path / "half.pt")
+    frozen = Teacher(f"timm:resnet18@{tmp_path / 'half.pt'}")
+    assert frozen.model.fc.weight.dtype == torch.float32
+
+
 def test_averaged_weights_come_first_and_wrappers_names_are_dropped(tmp_path):
     plain, averaged = (seen(torchvision.models.resnet18(num_classes=3)) for _ in range(2))
     wrapped = {f"module.{k}": v for k, v in averaged.state_dict().items()}
@@ -252,8 +267,15 @@ def test_a_transformer_of_another_size_is_told_to_say_so(tmp_path):
 def test_official_torchvision_weights(monkeypatch):
     official = torchvision.models.ResNet18_Weights.DEFAULT
     network = seen(torchvision.models.resnet18())
-    monkeypatch.setattr(type(official), "get_state_dict", lambda self, **kwargs: network.state_dict())
+    readings = []
+
+    def get_state_dict(self, **kwargs):
+        readings.append(kwargs.get("weights_only", False))
+        return network.state_dict()
+
+    monkeypatch.setattr(type(official), "get_state_dict", get_state_dict)
     frozen = Teacher("torchvision:resnet18")
+    assert readings[0]  # the restricted reading comes first
     assert torch.equal(frozen.model.fc.weight, network.fc.weight)
     assert (frozen.names[0], len(frozen.names), frozen.source) == ("tench", 1000, "torchvision:resnet18")
     assert TeacherEnsemble([frozen]).align(["n01440764", "n02102040"])
@@ -274,7 +296,8 @@ def test_official_timm_weights(monkeypatch):
     assert asked == [("resnet18.a1_in1k", True, {})]
     assert (frozen.names[1], len(frozen.names), frozen.channels) == ("goldfish", 1000, 3)
     monkeypatch.setattr(timm, "create_model", fail)
-    refused("timm:resnet18", FileNotFoundError, "timm:resnet18", "could not be downloaded", "offline")
+    for name in ("resnet18", "hf-hub:someone/network"):
+        refused(f"timm:{name}", FileNotFoundError, f"timm:{name}", "could not be downloaded", "offline")
 
 
 def fail(*args, **kwargs):

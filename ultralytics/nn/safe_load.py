@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,22 +57,23 @@ def is_torchscript(file: str) -> bool:
         return False
 
 
-def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False) -> Any:
-    """Read a `.pt` or `.pth` file with the restricted unpickler, after its sizes were found to be true.
+def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultralytics: bool = False) -> Any:
+    """Read a checkpoint with the restricted unpickler, after its sizes were found to be true.
 
     Args:
         file (str): A regular file.
         teacher (Any): The teacher as the user gave it, for the messages.
         trusted (bool): Read it as pickle does, which runs whatever code the file names.
+        ultralytics (bool): Allow Ultralytics' own classes; the file is a `.pt`. Else tensors and plain values only.
 
     Returns:
-        (Any): What was saved: an Ultralytics checkpoint or a state dict, on the CPU.
+        (Any): What was saved, on the CPU.
 
     Raises:
         TypeError: If the file is damaged, declares more than it holds, or needs more than the restricted unpickler.
     """
     if trusted:
-        return _unpickle(file, teacher, trusted=True)
+        return _unpickle(file, teacher, trusted, ultralytics)
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
         raise TypeError(
             f"'teacher={teacher}' cannot be read safely by torch {torch.__version__}. Update to torch 2.6 or newer, or "
@@ -94,7 +96,7 @@ def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False) -> Any:
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: its index is damaged ({type(e).__name__}). Copy or train it again."
         ) from e
-    return _unpickle(file, teacher, trusted=False)
+    return _unpickle(file, teacher, trusted, ultralytics)
 
 
 def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -125,12 +127,15 @@ def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[s
         ) from e
 
 
-def _unpickle(file: str, teacher: Any, trusted: bool) -> Any:
+def _unpickle(file: str, teacher: Any, trusted: bool, ultralytics: bool) -> Any:
     """Unpickle a file, by upstream's list of known classes if it is Ultralytics', unless it is trusted."""
     try:
-        if Path(file).suffix == ".pt":
+        if ultralytics:
             return torch_safe_load(file, safe_only=not trusted)[0]
-        return torch_load(file, map_location="cpu", weights_only=not trusted)
+        if trusted:
+            return torch_load(file, map_location="cpu", weights_only=False)
+        with torch.serialization.safe_globals([Namespace]):  # plain values, in what timm and TorchVision's scripts save
+            return torch_load(file, map_location="cpu", weights_only=True)
     except Exception as e:
         foreign = [] if trusted else _foreign_names(file)
         if foreign:

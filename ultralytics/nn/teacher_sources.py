@@ -96,7 +96,12 @@ def open_source(teacher: Any, imgsz: int | None = None, trusted: bool = False) -
 
 def _open_ultralytics(file: str, teacher: Any, trusted: bool) -> Source:
     """Open a checkpoint of Ultralytics' own."""
-    ckpt = load_checkpoint_file(file, teacher, trusted)
+    if Path(file).suffix != ".pt":
+        raise TypeError(
+            f"'teacher={teacher}' is no '.pt', ONNX or TorchScript file. Give the 'best.pt' of a classification "
+            f"training, or weights with the network that they belong to, i.e. 'timm:resnet18@{Path(file).name}'."
+        )
+    ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
     model = (ckpt.get("ema") or ckpt.get("model")) if isinstance(ckpt, Mapping) else None
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -142,7 +147,9 @@ def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool) ->
     _check_known(name, library.list_models(module=library), teacher)
     if not file:
         weights = library.get_model_weights(name).DEFAULT
-        network = _download(lambda: library.get_model(name, weights=weights), teacher)
+        # A first, restricted reading, as TorchVision's own would run what a file in its cache says
+        _download(lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True), teacher)
+        network = library.get_model(name, weights=weights)
         preset = weights.transforms()
         return Source(
             teacher, network, imagenet_names(), 3, _fixed_imgsz(network), tuple(preset.mean), tuple(preset.std)
@@ -165,7 +172,8 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source
         import timm
     except ImportError as e:
         raise ImportError(f"'teacher={teacher}' needs timm. Install it with 'pip install timm'.") from e
-    _check_known(name.partition(".")[0], timm.list_models(), teacher)
+    if ":" not in name:  # hf-hub:owner/name is the Hub's to know
+        _check_known(name.partition(".")[0], timm.list_models(), teacher)
 
     def build(num_classes: int | None = None, imgsz: int | None = None) -> nn.Module:
         extra = {"num_classes": num_classes} if num_classes else {"pretrained": True}
@@ -174,8 +182,12 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source
     if file:
         source = _open_weights(teacher, f"timm:{name}", file, build, imgsz, trusted)
     else:
-        fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-        network = _download(lambda: build(imgsz=imgsz if fixed else None), teacher)
+
+        def build_official() -> nn.Module:
+            fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+            return build(imgsz=imgsz if fixed else None)
+
+        network = _download(build_official, teacher)
         source = Source(teacher, network, imgsz=_fixed_imgsz(network))
         if network.num_classes == 1000:
             source.names = imagenet_names()
