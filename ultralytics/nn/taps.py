@@ -6,15 +6,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules import Classify
 
 __all__ = ("FeatureLevel", "FeatureTaps", "find_levels", "match_levels")
 
 MIN_STRIDE = 8  # below it, maps hold edges and colours, and cost most
+HEADS = {"head", "heads", "aux_head", "classifier", "fc"}  # as TorchVision and timm name them
 MAX_PREFIX = 16  # class and register tokens before those of the image; more than any known transformer has
 
 
@@ -83,7 +85,7 @@ class FeatureTaps:
 
 
 def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, FeatureLevel]:
-    """List a network's feature maps, in the order in which they are computed.
+    """List a network's feature maps below its head, in the order in which they are computed.
 
     One forward pass of two blank images in eval mode; weights, buffers, modes and random state stay as they were.
 
@@ -111,10 +113,13 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
         return hook
 
     modes = [(m, m.training) for m in model.modules()]
+    heads = HEADS | {name for name, m in model.named_modules() if isinstance(m, Classify)}
     handles = [
         m.register_forward_hook(hook_for(name))
         for name, m in model.named_modules()
-        if name and next(m.parameters(), None) is not None  # poolings, activations and reshapings learn no map
+        if name
+        and heads.isdisjoint(_containers(name) + [name])
+        and next(m.parameters(), None) is not None  # poolings, activations and reshapings learn no map
     ]
     weight = next(model.parameters(), torch.zeros(0))  # there may be none
     model.eval()
@@ -152,8 +157,8 @@ def match_levels(
 ) -> list[tuple[FeatureLevel, FeatureLevel]]:
     """Pair the feature levels of two networks.
 
-    By itself: the last of the outermost modules at each stride from 8 on, paired by stride. For YOLO classifiers those
-    are the last layers before each down-sampling and before the head.
+    By itself: the last of the outermost maps at each stride from 8 on, paired by stride. For YOLO classifiers those are
+    the last layers before each down-sampling and before the head.
 
     Args:
         student (dict[str, FeatureLevel]): The student's maps, from `find_levels`.
@@ -169,7 +174,7 @@ def match_levels(
     """
     if layers is not None:
         return [(_layer(student, i, "student"), _layer(teacher, j, "teacher")) for i, j in zip(*layers, strict=True)]
-    by_stride = [_by_stride(levels.values()) for levels in (student, teacher)]
+    by_stride = [_by_stride(levels) for levels in (student, teacher)]
     shared = sorted(by_stride[0].keys() & by_stride[1].keys())
     if not shared:
         raise ValueError(
@@ -180,14 +185,23 @@ def match_levels(
     return [(by_stride[0][stride], by_stride[1][stride]) for stride in shared]
 
 
-def _by_stride(levels: Iterable[FeatureLevel]) -> dict[int, FeatureLevel]:
-    """Return the last of the outermost levels at each stride, as an inner one may belong to the next stage already."""
+def _by_stride(levels: dict[str, FeatureLevel]) -> dict[int, FeatureLevel]:
+    """Return the last of the outermost maps at each stride, as an inner one may belong to the next stage already."""
+
+    def depth(level: FeatureLevel) -> int:  # in how many other maps it lies
+        return len(levels.keys() & set(_containers(level.name)))
+
     chosen: dict[int, FeatureLevel] = {}
-    for level in levels:
-        depth = level.name.count(".")
-        if level.stride >= MIN_STRIDE and depth <= chosen.get(level.stride, level).name.count("."):
+    for level in levels.values():
+        if level.stride >= MIN_STRIDE and depth(level) <= depth(chosen.get(level.stride, level)):
             chosen[level.stride] = level
     return chosen
+
+
+def _containers(name: str) -> list[str]:
+    """Return the modules that a module lies in, from its dotted name."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _layer(levels: dict[str, FeatureLevel], layer: int | str, who: str) -> FeatureLevel:
@@ -198,5 +212,5 @@ def _layer(levels: dict[str, FeatureLevel], layer: int | str, who: str) -> Featu
     numbered = [int(n.split(".")[1]) for n in levels if n.startswith("model.") and n.count(".") == 1]
     if isinstance(layer, int) and numbered:
         raise ValueError(f"'distill_layers' names layer {layer}, but the {who} has feature maps at layers {numbered}.")
-    near = difflib.get_close_matches(name, levels, 3) or [x.name for x in _by_stride(levels.values()).values()]
+    near = difflib.get_close_matches(name, levels, 3) or [x.name for x in _by_stride(levels).values()]
     raise ValueError(f"'distill_layers' names layer '{layer}', but the {who}'s feature maps are named like {near}.")

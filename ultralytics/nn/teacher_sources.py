@@ -7,6 +7,7 @@ import ast
 import copy
 import difflib
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,11 +216,11 @@ def _open_weights(
     """Fill a library's network with the weights of a file, every one of them."""
     file = regular_file(file, teacher)
     if Path(file).suffix.lower() == ".safetensors":
-        state, content = load_safetensors(file, teacher)
+        saved, content = load_safetensors(file, teacher)
     else:
         content = load_checkpoint_file(file, teacher, trusted)
-        state = _state_of(content, teacher)
-    state = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in state.items()}
+        saved = _state_of(content, teacher)
+    state = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in saved.items()}
     network = build(2)
     # The head is what differs in its first dimension from a network of two classes
     expected = network.state_dict()
@@ -249,6 +250,8 @@ def _open_weights(
             f"Give the network that the file was saved from"
             + (", and the image size it was trained at as 'teacher_imgsz'." if _fixed_imgsz(network) else ".")
         )
+    state = OrderedDict(state)
+    state._metadata = getattr(saved, "_metadata", expected._metadata)  # some modules ask for its version
     network.load_state_dict(state, strict=False)
     return _checked(Source(f"{library}@{file}", network, _names_in(content), 3, _fixed_imgsz(network)), teacher)
 
