@@ -165,3 +165,10 @@ def test_dotted_names_are_checked_and_the_nearest_offered():
         match_levels(student, teacher, ([4], ["layer9"]))
     with pytest.raises(ValueError, match=r"layer '6', but the teacher's .*\['layer2', 'layer3', 'layer4'\]"):
         match_levels(student, teacher, ([4], [6]))  # no numbered layers there
+
+
+def test_a_wrapped_network_has_the_levels_of_the_network():
+    network = torchvision.models.squeezenet1_1()
+    levels = find_levels(torch.nn.Sequential(torch.nn.Identity(), network), 64)
+    assert [name.removeprefix("1.") for name in levels] == list(find_levels(network, 64))
+    assert not any("classifier" in name for name in levels)

@@ -113,7 +113,7 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
         return hook
 
     modes = [(m, m.training) for m in model.modules()]
-    heads = HEADS | {name for name, m in model.named_modules() if isinstance(m, Classify)}
+    heads = {n for n, m in model.named_modules() if n.rpartition(".")[2] in HEADS or isinstance(m, Classify)}
     handles = [
         m.register_forward_hook(hook_for(name))
         for name, m in model.named_modules()
