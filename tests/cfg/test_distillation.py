@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 
 
@@ -75,6 +76,7 @@ def test_layers_of_both_networks(given, student, teacher):
         ("attention_weight", [1], TypeError, "int or float"),
         ("teacher", 3, TypeError, "nn.Module"),
         ("teacher", "", ValueError, "a file, `torchvision:NAME`"),
+        ("teacher", torch.nn.Linear, TypeError, "nn.Module"),
         ("teacher", [], ValueError, "a list of these"),
         ("teacher", ["a.pt", 3], TypeError, "nn.Module"),
         ("teacher_names", 3, TypeError, "list, dict or str"),

@@ -65,6 +65,8 @@ def refused(path, error, *words):
 
 def test_refusals_of_a_path(tmp_path):
     refused(None, ValueError, "No teacher given", "teacher=")
+    refused("timm:resnet18@", ValueError, "no file after '@'")
+    refused("http://localhost:1/best.pt", FileNotFoundError, "could not be downloaded")
     refused(tmp_path / "missing.pt", FileNotFoundError, "missing.pt", "does not exist")
     refused("yolo11l-cls.yaml", TypeError, "yolo11l-cls.yaml", "without trained weights", "Train it first")
     (tmp_path / "model.pth").write_bytes(b"weights")
@@ -360,6 +362,15 @@ class Answer(torch.nn.Module):
 def test_a_wrong_answer_is_refused(answer, words):
     with pytest.raises(ValueError, match=re.escape(words)) as e:
         Teacher(Answer(answer, ["a", "b", "c"])).vet(32, 3)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "error"), [("cat", TypeError), ("none.yaml", FileNotFoundError), ({0: "a", 2: "b"}, ValueError)]
+)
+def test_names_that_are_none_are_refused(names, error, teacher):
+    with pytest.raises(error, match="'teacher_names=") as e:
+        Teacher(teacher, names=names)
     assert "\n" not in str(e.value)
 
 

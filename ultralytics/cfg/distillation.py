@@ -51,7 +51,7 @@ def _as_list(value: Any) -> list:
 
 
 def _is_network(value: Any) -> bool:
-    return callable(value) and hasattr(value, "state_dict")  # an nn.Module, told without torch
+    return hasattr(value, "state_dict") and not isinstance(value, type)  # an nn.Module, told without torch
 
 
 def _is_names(value: Any) -> bool:

@@ -28,6 +28,8 @@ def read_names(names: Any) -> list[str]:
         ValueError: If indices are missing.
     """
     if isinstance(names, (str, Path)):
+        if not str(names).lower().endswith((".yaml", ".yml")):
+            raise TypeError(f"Class names must be a list, a dict or a YAML file of them, but are '{names!s:.100}'.")
         content = YAML.load(check_yaml(str(names)))
         names = content.get("names", content)
     if isinstance(names, Mapping):

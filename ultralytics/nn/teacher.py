@@ -63,7 +63,10 @@ class Teacher:
         """
         opened = source if isinstance(source, Source) else open_source(source, imgsz, trusted)
         self.source = opened.name
-        self.names = opened.names if names is None else read_names(names)
+        try:
+            self.names = opened.names if names is None else read_names(names)
+        except (FileNotFoundError, TypeError, ValueError) as e:
+            raise type(e)(f"'teacher_names={names!s:.60}' is an invalid value. {e}") from e
         self.channels = opened.channels
         self.imgsz = imgsz or opened.imgsz
         self.has_features = opened.has_features

@@ -85,7 +85,9 @@ def open_source(teacher: Any, imgsz: int | None = None, trusted: bool = False) -
     if library == "module":
         raise ValueError(f"'teacher={teacher}' was a network given in Python: give it again, as 'teacher=network'.")
     if library in LIBRARIES:
-        name, _, file = rest.partition("@")
+        name, at, file = rest.partition("@")
+        if at and not file:
+            raise ValueError(f"'teacher={teacher}' names no file after '@'. Give one, or leave the '@' out.")
         return LIBRARIES[library](name, file, imgsz, trusted)
     file = _find(teacher)
     if Path(file).suffix.lower() == ".onnx":
@@ -335,7 +337,7 @@ def _find(path: str | Path) -> str:
         if local.is_file():
             return regular_file(local, path)
     if file.lower().startswith(REMOTE_FILE_PREFIXES):
-        return regular_file(check_file(file, download_dir=SETTINGS["weights_dir"]), path)
+        return regular_file(_download(lambda: check_file(file, download_dir=SETTINGS["weights_dir"]), path), path)
     if Path(file).name in GITHUB_ASSETS_NAMES:
         return regular_file(_download(lambda: attempt_download_asset(file), path), path)
     return regular_file(file, path)
@@ -347,8 +349,8 @@ def _download(get: Callable[[], Any], teacher: Any) -> Any:
         return get()
     except Exception as e:  # libraries and their networks fail in many ways
         raise FileNotFoundError(
-            f"'teacher={teacher}' has official weights, but they could not be downloaded ({type(e).__name__}: "
-            f"{' '.join(str(e).split())[:120]}). Download them where there is a network, and give the file."
+            f"'teacher={teacher}' could not be downloaded ({type(e).__name__}: {' '.join(str(e).split())[:120]}). "
+            f"Download it where there is a network, and give the file."
         ) from e
 
 

@@ -301,6 +301,7 @@ def test_overrides_and_configuration_files(overrides, tmp_path):
         ({"teacher": None}, ValueError, "No teacher given"),
         ({"teacher": "missing.pt"}, FileNotFoundError, "missing.pt"),
         ({"teacher": "yolo11s-cls.yaml"}, TypeError, "without trained weights"),
+        ({"model": "yolo11q-cls.yaml"}, FileNotFoundError, "yolo11q-cls.yaml"),
         ({"temprature": 3}, SyntaxError, "temperature"),
         ({"temperature": -1}, ValueError, "temperature=-1"),
         ({"distill_alpha": 0, "distill_beta": 0}, ValueError, "no loss"),
@@ -321,9 +322,20 @@ def test_foreign_classes_are_refused_before_anything_is_written(overrides, tmp_p
     assert not Path(overrides["project"]).exists()
 
 
-def test_layers_that_do_not_exist_are_refused(overrides):
+def by_trainer(overrides):
+    DistillationClassificationTrainer(overrides=overrides)
+
+
+def by_model(overrides):
+    settings = {k: v for k, v in overrides.items() if k != "model"}
+    YOLO(overrides["model"]).train(trainer=DistillationClassificationTrainer, **settings)
+
+
+@pytest.mark.parametrize("start", [by_trainer, by_model])
+def test_layers_that_do_not_exist_are_refused_before_anything_is_written(start, overrides):
     with pytest.raises(ValueError, match="layer 10, but the student has feature maps at layers"):
-        train({**overrides, "distill_layers": [4, 10]})
+        start({**overrides, "distill_layers": [4, 10]})
+    assert not Path(overrides["project"]).exists()
 
 
 def test_alpha_zero_warns(overrides, monkeypatch):

@@ -16,10 +16,11 @@ from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.nn.class_names import read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
-from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.checks import check_imgsz, check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.patches import torch_load, torch_save
 from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
@@ -135,6 +136,7 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 "'feature_distill=False', or train without 'quantize' and quantize on export."
             )
         members = None if self.self_distillation else self._open_teachers()
+        self._imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)  # as upstream finds it later
         source = self.args.data
         data = self.get_dataset()
         self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
@@ -146,6 +148,8 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             self._vet_teachers(data["channels"])
         if self.distillation.response_distill:
             self._log(self.teacher.align(names))
+        if RANK in {-1, 0}:
+            self._match_levels(self._described_student())  # refuses what cannot be matched
         vars(self.args).update({key: getattr(self.distillation, key) for key in DISTILLATION_KEYS})
         self.args.teacher = self.teacher.source
         if self.distillation.distill_alpha == 0:
@@ -174,11 +178,10 @@ class DistillationClassificationTrainer(ClassificationTrainer):
     def _vet_teachers(self, channels: int) -> None:
         """Check the teachers' answers, and switch off the losses that they cannot serve."""
         args, first = self.distillation, self.teacher.first
-        imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)
-        self.teacher.vet(imgsz, channels)
+        self.teacher.vet(self._imgsz, channels)
         if not args.uses_features:
             return
-        if not first.find_levels(imgsz, channels):
+        if not first.find_levels(self._imgsz, channels):
             asked = [k for k in ("feature_distill", "attention_distill") if k in self._given and getattr(args, k)]
             no_features = f"'teacher={first.source}' gives logits only"
             if asked:
@@ -191,6 +194,22 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         elif len(args.teachers) > 1:
             ending = "." if args.response_distill else "; the others have no effect without the response loss."
             self._log([f"Feature and attention losses use the first of the teachers, {first.source}{ending}"])
+
+    def _described_student(self) -> torch.nn.Module | None:
+        """Return a student of the architecture that will be trained, or None where `model` is no YOLO's."""
+        model = check_model_file_from_stem(str(self.args.model))
+        suffix = Path(model).suffix.lower()
+        if suffix not in {".pt", ".yaml", ".yml"}:
+            return None
+        return self.get_model(cfg=load_checkpoint(model)[0].yaml if suffix == ".pt" else model, verbose=False)
+
+    def _match_levels(self, student: torch.nn.Module | None) -> None:
+        """Match the student's feature levels to the teacher's, if a loss needs them."""
+        args, imgsz, channels = self.distillation, self._imgsz, self.data["channels"]
+        if student is not None and args.uses_features and args.distill_alpha:
+            levels = find_levels(student, imgsz, channels)
+            teacher = levels if self.self_distillation else self.teacher.first.find_levels(imgsz, channels)
+            self.levels = match_levels(levels, teacher, args.layers)
 
     def _log(self, notes: list[str]) -> None:
         """Log sentences about the distillation, once."""
@@ -222,17 +241,11 @@ class DistillationClassificationTrainer(ClassificationTrainer):
             (dict | None): The checkpoint, if the run is resumed or the student starts from one.
         """
         ckpt = super().setup_model()
-        # As upstream does after this call; the levels are probed at the size that will be trained
-        self.args.imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)
+        self.args.imgsz = self._imgsz
         args, student, teacher = self.distillation, self.model, self.teacher
         if args.distill_alpha == 0:
             return ckpt
-        if args.uses_features:
-            self.levels = match_levels(
-                levels := find_levels(student, self.args.imgsz, self.data["channels"]),
-                levels if self.self_distillation else teacher.first.find_levels(self.args.imgsz, self.data["channels"]),
-                args.layers,
-            )
+        self._match_levels(student)
         if RANK in {-1, 0}:
             self._log_setup()
         with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
