@@ -40,6 +40,8 @@ def test_every_source_teaches(source, overrides, teacher, tmp_path, said):
     assert any("Feature and attention losses use the first of the teachers" in x for x in said["info"]) == (
         source == "several"
     )
+    if source == "timm_convnext":
+        assert any("teacher  timm:convnext_atto@w.pth " in line for line in said["info"])
     recorded = yaml.safe_load((trainer.save_dir / "args.yaml").read_text())
     assert recorded["feature_distill"] == (source not in LOGITS_ONLY)
     if source != "module":  # args.yaml starts the same run again

@@ -389,7 +389,7 @@ class DistillationClassificationTrainer(ClassificationTrainer):
                 for member in self.teacher.members
             ] + networks
         for who, name, model, imgsz in networks:
-            name = re.sub(r"(^|@).*[/\\]", r"\1", str(name))  # files without their folders
+            name = re.sub(r"(^|@)[^@]*[/\\]", r"\1", str(name))  # files without their folders
             rows.append((who, name, f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
         lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
         lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.levels]
