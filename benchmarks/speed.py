@@ -86,8 +86,8 @@ def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: 
     distilled = DistillationClassificationTrainer(overrides={**overrides, "teacher": str(teacher_file), **given})
     for trainer in (plain, distilled):
         trainer._setup_train()
-        trainer._model_train()
         trainer.epoch = 0
+        trainer._model_train()
     bare = Teacher(teacher_file).to(plain.device)
     x = torch.rand(batch, 3, imgsz, imgsz)
     inputs = plain.preprocess_batch({"img": x, "cls": torch.arange(batch) % CLASSES})

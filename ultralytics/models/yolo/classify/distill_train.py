@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.resumable import ResumableClassificationTrainer
 from ultralytics.nn.class_names import read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import load_checkpoint
@@ -22,7 +21,6 @@ from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.checks import check_imgsz, check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
-from ultralytics.utils.patches import torch_load, torch_save
 from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
 __all__ = ("DistillationClassificationTrainer",)
@@ -59,7 +57,7 @@ class _Criterion:
         return self.beta * student_loss + self.alpha * distillation, {**items, **distillation_items}
 
 
-class DistillationClassificationTrainer(ClassificationTrainer):
+class DistillationClassificationTrainer(ResumableClassificationTrainer):
     """A ClassificationTrainer whose student also learns from a frozen teacher.
 
     Takes every training argument of upstream's and those of `DistillationArgs`. The student stays an ordinary
@@ -289,15 +287,17 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         self._attach()
 
     def final_eval(self):
-        """Leave plain checkpoints behind, then evaluate the best one."""
+        """Leave a plain student and plain checkpoints behind, then evaluate the best one."""
         self._detach()
         student = unwrap_model(self.model)
         if hasattr(student, "distill_adapters"):
             del student.distill_adapters, self.ema.ema.distill_adapters
-            if RANK in {-1, 0}:
-                for file in (self.last, self.best):
-                    _remove_adapters(file)
         super().final_eval()
+
+    def _strip(self, ckpt: dict[str, Any]) -> None:
+        """Take the adapters out of a checkpoint."""
+        if hasattr(ckpt["ema"], "distill_adapters"):
+            del ckpt["ema"].distill_adapters
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
@@ -398,16 +398,3 @@ class DistillationClassificationTrainer(ClassificationTrainer):
         losses += [f"{args.attention_weight:g} x attention"] * bool(args.attention_distill and args.attention_weight)
         lines.append(f"{'loss':>9}  {args.distill_beta:g} x label + {args.distill_alpha:g} x ({' + '.join(losses)})")
         LOGGER.info("\n".join([colorstr("distillation:"), *lines]))
-
-
-def _remove_adapters(file: Path) -> None:
-    """Rewrite a checkpoint without the adapters; the old file stays until the new one is whole."""
-    if not file.exists():
-        return
-    ckpt = torch_load(file, map_location="cpu")
-    if not hasattr(ckpt.get("ema"), "distill_adapters"):  # of an earlier run in this folder
-        return
-    del ckpt["ema"].distill_adapters
-    whole = file.with_suffix(".tmp")
-    torch_save(ckpt, whole)
-    os.replace(whole, file)

@@ -1,0 +1,157 @@
+"""A stopped run: its checkpoints are whole, and resumed it is the run that never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import plain, rows, same, train, weights
+from ultralytics.models.yolo.classify import ClassificationTrainer, resumable
+from ultralytics.models.yolo.classify.resumable import ResumableClassificationTrainer
+from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def stop_after(epoch):
+    def on_fit_epoch_end(trainer):
+        if trainer.epoch == epoch:
+            raise Stopped
+
+    return on_fit_epoch_end
+
+
+def figures(trainer):
+    """Return results.csv but for the time, and val/loss: a mean over batches whose order upstream shuffles."""
+    return [{k: v for k, v in row.items() if k not in {"time", "val/loss"}} for row in rows(trainer)]
+
+
+@pytest.fixture(scope="module")
+def whole_runs():
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"batch": 64}, {"batch": 16, "optimizer": "SGD"}], ids=["AdamW", "accumulated"])
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+def test_a_resumed_run_is_the_run_that_never_stopped(stopped_after, settings, overrides, tmp_path, whole_runs):
+    """Bit for bit on the CPU: weights, best epoch and the figures in results.csv."""
+    settings = {**overrides, **settings, "epochs": 4, "dropout": 0.2}
+    key = settings["optimizer"]
+    if key not in whole_runs:
+        whole = train({**settings, "project": str(tmp_path / "whole")})
+        whole_runs[key] = weights(whole.last), weights(whole.best), figures(whole)
+    with pytest.raises(Stopped):
+        train(settings, on_fit_epoch_end=stop_after(stopped_after))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    resumed = train({"resume": str(last)})
+    last, best, table = whole_runs[key]
+    assert figures(resumed) == table
+    assert same(weights(resumed.last), last)
+    assert same(weights(resumed.best), best)
+
+
+def test_self_distillation_resumes_as_the_same_run(overrides, tmp_path):
+    settings = {**overrides, "teacher": "self", "epochs": 3, "self_distill_start": 1}
+    whole = train({**settings, "project": str(tmp_path / "whole")})
+    with pytest.raises(Stopped):
+        train(settings, on_fit_epoch_end=stop_after(1))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    assert same(weights(train({"resume": str(last)}).last), weights(whole.last))
+
+
+def test_without_a_stop_it_trains_as_upstream_does(overrides, tmp_path):
+    settings = {**plain(overrides), "epochs": 2, "batch": 16}
+    ours = train({**settings, "project": str(tmp_path / "ours")}, ResumableClassificationTrainer)
+    theirs = train({**settings, "project": str(tmp_path / "theirs")}, ClassificationTrainer)
+    assert figures(ours) == figures(theirs)
+    for name in ("last", "best"):
+        a, b = (torch.load(getattr(t, name), weights_only=False) for t in (ours, theirs))
+        assert a.keys() == b.keys()
+        assert same(a["model"].state_dict(), b["model"].state_dict())
+
+
+def test_upstreams_checkpoints_resume_too(overrides):
+    with pytest.raises(Stopped):
+        train({**plain(overrides), "epochs": 2}, ClassificationTrainer, on_fit_epoch_end=stop_after(0))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    resumed = train({"resume": str(last)}, ResumableClassificationTrainer)
+    assert [row["epoch"] for row in rows(resumed)] == ["1", "2"]
+
+
+def test_checkpoints_of_an_unfinished_run_open_anywhere(overrides):
+    with pytest.raises(Stopped):
+        train({**overrides, "epochs": 2}, on_fit_epoch_end=stop_after(0))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    ckpt, _ = torch_safe_load(last, safe_only=True)  # nothing in it but upstream's classes, tensors and plain values
+    assert "run_state" in ckpt
+    assert load_checkpoint(last)[0](torch.rand(1, 3, 32, 32))[0].shape == (1, 10)
+
+
+@pytest.mark.parametrize("fault", ["full disk", "killed"])
+def test_a_fault_while_writing_leaves_the_checkpoint_before_it(fault, overrides, monkeypatch):
+    """Whatever breaks a write, last.pt is the whole one before it, and no partial file stays after the end."""
+    write = resumable._replace
+    seen = {}
+
+    def broken(file, content, partial):
+        if seen.get("epoch") == 1:
+            seen["before"] = file.read_bytes()
+            (partial / file.name).write_bytes(content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        write(file, content, partial)
+
+    monkeypatch.setattr(resumable, "_replace", broken)
+    if fault == "killed":  # nothing cleans up
+        monkeypatch.setattr(resumable.shutil, "rmtree", lambda *args, **kwargs: None)
+    with pytest.raises(OSError, match="No space left"):
+        train({**overrides, "epochs": 3}, on_train_epoch_start=lambda t: seen.update(epoch=t.epoch))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    assert last.read_bytes() == seen["before"]
+    assert (last.parent / ".partial").exists() == (fault == "killed")
+    monkeypatch.undo()
+    resumed = train({"resume": str(last)})
+    assert resumed.start_epoch == 1
+    assert sorted(file.name for file in last.parent.iterdir()) == ["best.pt", "last.pt"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_can_be_resumed(overrides):
+    """SIGKILL at instants spread over the run, in training, validation and writing alike."""
+    code = (
+        "import json\n"
+        "import sys\n"
+        "from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer\n"
+        "DistillationClassificationTrainer(overrides=json.loads(sys.argv[1])).train()\n"
+    )
+    settings = {**overrides, "epochs": 40, "patience": 0}
+    arguments, killed = settings, 0
+    for attempt in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        lasts = []
+        while process.poll() is None and not lasts:  # until it has saved once
+            time.sleep(0.05)
+            lasts = list(Path(overrides["project"]).glob("*/weights/last.pt"))
+        time.sleep(4 + 0.37 * attempt)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+        (last,) = lasts
+        assert torch.load(last, weights_only=False)["run_state"]["last_step"] >= 0
+        arguments = {"resume": str(last)}
+    assert killed == 4
+    resumed = train(arguments)
+    assert resumed.start_epoch > 0
+    assert resumed.epoch == 39
+    assert sorted(file.name for file in last.parent.iterdir()) == ["best.pt", "last.pt"]
+    assert "run_state" not in torch.load(last, weights_only=False)
