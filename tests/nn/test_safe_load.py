@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.nn.teacher import Teacher
 
@@ -95,6 +96,40 @@ def nested(file, teacher):
         z.write(teacher, "archive/best.pt")
 
 
+def reload(file, canary):
+    """Upstream's list of safe classes has one whose constructor reads another file without any restriction."""
+    other = file.with_name("other.pt")
+    torch.save({"model": shell(canary)}, other)
+    student = nn.Identity()
+    student.yaml = {}
+    torch.save({"model": Call(DistillationModel, str(other), student)}, file)
+
+
+def hooked(ckpt):
+    ckpt["model"].model[2]._forward_pre_hooks[0] = nn.Identity()
+
+
+def replaced(ckpt):
+    ckpt["model"].model[2].__dict__["forward"] = nn.SiLU
+
+
+def two_directories(file, canary):
+    """Write a zip whose end names a directory that Python's reader does not use: there the record is compressed."""
+    archive(file, tensor((100,), (1,)), 100, bytes(400))
+    data = file.read_bytes()
+    start = data.index(b"PK\x01\x02")
+    end = data.rindex(b"PK\x05\x06")
+    directory = data[start:end]
+    file.write_bytes(data[:start] + directory + directory + data[end:])
+
+
+def nested_tuples(depth):
+    nested = (1,)
+    for _ in range(depth):
+        nested = (nested, nested)
+    return nested
+
+
 HOSTILE = {
     "os.system": (lambda f, t, c: torch.save({"model": shell(c)}, f), "system"),
     "builtins.exec": (lambda f, t, c: torch.save({"model": Call(exec, f"open({str(c)!r}, 'w')")}, f), "exec"),
@@ -114,7 +149,7 @@ HOSTILE = {
     "a pipe": (lambda f, t, c: os.mkfifo(f), "no regular file"),
     "NaN weights": (lambda f, t, c: changed(f, t, poison), "NaN or infinite"),
     "a foreign class": (lambda f, t, c: changed(f, t, adopt), "Foreign"),
-    "a huge declared storage": (lambda f, t, c: archive(f, tensor((4,), (1,)), numel=10**12), "1,000,000,000,000"),
+    "a huge declared storage": (lambda f, t, c: archive(f, tensor((4,), (1,)), numel=10**12), "declares 1000000000000"),
     "a huge declared shape": (lambda f, t, c: archive(f, tensor((10**12,), (1,))), "shape (1000000000000,)"),
     "a shape repeated without data": (lambda f, t, c: archive(f, tensor((10**12,), (0,))), "shape (1000000000000,)"),
     "a shape beyond its data": (lambda f, t, c: archive(f, tensor((2,), (10**9,))), "4 elements"),
@@ -127,8 +162,17 @@ HOSTILE = {
         lambda f, t, c: archive(f, tensor((100,), (1,)), 100, bytes(400), zipfile.ZIP_DEFLATED),
         "record 'archive/data/0'",
     ),
-    "a huge layer to build": (lambda f, t, c: archive(f, Call(nn.Linear, 60_000, 60_000)), "larger than itself"),
-    "a huge byte array": (lambda f, t, c: archive(f, Call(bytearray, 10**12)), "larger than itself"),
+    "a huge layer to build": (lambda f, t, c: archive(f, Call(nn.Linear, 60_000, 60_000)), "Linear"),
+    "a class that loads another file": (lambda f, t, c: reload(f, c), "DistillationModel"),
+    "a hook": (lambda f, t, c: changed(f, t, hooked), "brings a '_forward_pre_hooks' of its own"),
+    "a method replaced": (lambda f, t, c: changed(f, t, replaced), "brings a 'forward' of its own"),
+    "a quantized model": (lambda f, t, c: changed(f, t, lambda ckpt: ckpt.update(modelopt={"x": 1})), "quantization"),
+    "two directories": (lambda f, t, c: two_directories(f, c), "its directory lies elsewhere"),
+    "an index that never ends": (lambda f, t, c: archive(f, Call(OrderedDict, nested_tuples(60))), "no plain value"),
+    "a key that is never hashed": (lambda f, t, c: archive(f, {nested_tuples(20): 1}), "no plain value"),
+    "a tensor made without data": (lambda f, t, c: archive(f, Call(torch.FloatTensor, 10**9)), "FloatTensor"),
+    "many layers to build": (lambda f, t, c: archive(f, [Call(nn.Linear, 9, 9)] * 9), "Linear"),
+    "a huge byte array": (lambda f, t, c: archive(f, Call(bytearray, 10**12)), "bytearray"),
     "a TorchScript that writes": (lambda f, t, c: scripted(f, c), "teacher_trusted=True"),
     "a detection model": (lambda f, t, c: YOLO("yolo11n.yaml").save(f), "is a detect model"),
     "an untrained model": (lambda f, t, c: YOLO("yolo11n-cls.yaml").save(f), "never been trained"),
@@ -181,6 +225,12 @@ def test_trusted_files_may_run_their_code(kind, teacher, tmp_path):
     with contextlib.suppress(TypeError):  # there is no network in two of them
         Teacher(tmp_path / "hostile.pt", trusted=True).vet(32, 3)
     assert (tmp_path / "canary").exists()
+
+
+def test_loading_leaves_nothing_allowed_behind(teacher):
+    before = torch.serialization.get_safe_globals()
+    Teacher(teacher)
+    assert torch.serialization.get_safe_globals() == before
 
 
 def test_a_trusted_foreign_class_loads(teacher, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -223,6 +224,51 @@ def test_what_timm_and_torchvision_save_in_training_is_read(tmp_path):
     torch.save(state(network.half()), tmp_path / "half.pt")
     frozen = Teacher(f"timm:resnet18@{tmp_path / 'half.pt'}")
     assert frozen.model.fc.weight.dtype == torch.float32
+
+
+def test_harmless_things_beside_the_weights_are_read(tmp_path):
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    beside = {
+        "top1": np.float64(0.9),
+        "frozen": set(range(1, 21)),
+        "shape": torch.Size([512, 3, 640, 640]),
+        "one": torch.ones(1).expand(7),
+        "nothing": torch.zeros(0),
+    }
+    averaged = torch.optim.swa_utils.AveragedModel(network).state_dict()
+    torch.save({"model_ema": averaged, **beside}, tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    compiled = {f"_orig_mod.module.{k}": v for k, v in network.state_dict().items()}
+    torch.save(compiled, tmp_path / "w.pth")
+    assert torch.equal(Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}").model.fc.weight, network.fc.weight)
+
+
+@pytest.mark.parametrize("names", [{1: "a", 2: "b", 3: "c"}, [], [None] * 3, {"a": [0]}, "-" * 1000 + "1"])
+@pytest.mark.parametrize("key", ["names", "class_to_idx"])
+def test_names_in_a_file_that_are_none_can_be_given(key, names, tmp_path):
+    torch.save(state(seen(torchvision.models.resnet18(num_classes=3)), **{key: names}), tmp_path / "w.pth")
+    source = f"torchvision:resnet18@{tmp_path / 'w.pth'}"
+    assert Teacher(source, names=["a", "b", "c"]).names == ["a", "b", "c"]
+    if key == "names":
+        assert Teacher(source).names is None
+
+
+def test_only_a_head_that_is_there_is_built(tmp_path):
+    weights = seen(torchvision.models.resnet18(num_classes=3)).state_dict()
+    for bias in (torch.zeros(2_000_000, dtype=torch.int8), torch.tensor(1.0), torch.zeros(0)):
+        torch.save({**weights, "fc.bias": bias}, tmp_path / "w.pth")
+        with pytest.raises(TypeError, match=r"shapes differ in fc\.weight"):
+            Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+
+
+def test_a_windowed_transformer_of_another_size(tmp_path):
+    """Its tables of positions, too, have another first dimension."""
+    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=64)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    frozen = Teacher(f"timm:swin_tiny_patch4_window7_224@{tmp_path / 'w.pth'}", imgsz=64)
+    frozen.vet(32, 3)
+    assert frozen(torch.rand(2, 3, 32, 32))[0].shape == (2, 7)
 
 
 def test_averaged_weights_come_first_and_wrappers_names_are_dropped(tmp_path):

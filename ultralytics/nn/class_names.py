@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -35,10 +36,12 @@ def read_names(names: Any) -> list[str]:
     if isinstance(names, Mapping):
         by_index = {int(index): name for index, name in names.items()} if all(map(_is_index, names)) else {}
         if sorted(by_index) != list(range(len(names))):
-            raise ValueError(f"Class names need the indices 0 to {len(names) - 1}, but have {list(names)[:10]}.")
+            raise ValueError(
+                f"Class names need the indices 0 to {len(names) - 1}, but have {reprlib.repr(list(names))}."
+            )
         names = [by_index[i] for i in range(len(names))]
     if not isinstance(names, Sequence) or not names or not all(isinstance(n, (str, int)) for n in names):
-        raise TypeError(f"Class names must be a list, a dict or a YAML file of them, but are {names!s:.100}.")
+        raise TypeError(f"Class names must be a list, a dict or a YAML file of them, but are {reprlib.repr(names)}.")
     return [str(name) for name in names]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class Teacher:
         try:
             self.names = opened.names if names is None else read_names(names)
         except (FileNotFoundError, TypeError, ValueError) as e:
-            raise type(e)(f"'teacher_names={names!s:.60}' is an invalid value. {e}") from e
+            raise type(e)(f"'teacher_names={reprlib.repr(names)}' is an invalid value. {e}") from e
         self.channels = opened.channels
         self.imgsz = imgsz or opened.imgsz
         self.has_features = opened.has_features
@@ -109,7 +110,7 @@ class Teacher:
                 f"({type(e).__name__}: {' '.join(str(e).split())[:160]}). Set 'teacher_imgsz' to the size it was "
                 f"trained at."
             ) from e
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2 or not logits.shape[1]:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"'teacher={self.source}' answers 2 images with {found}, not with logits of shape (2, C).")
         if not logits.isfinite().all():

@@ -7,6 +7,7 @@ import ast
 import copy
 import difflib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.class_names import imagenet_names, read_names
-from ultralytics.nn.safe_load import is_torchscript, load_checkpoint_file, load_safetensors, regular_file
+from ultralytics.nn.safe_load import check_modules, is_torchscript, load_checkpoint_file, load_safetensors, regular_file
 from ultralytics.nn.tasks import ClassificationModel, guess_model_task
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
@@ -28,6 +29,8 @@ __all__ = ("Source", "open_source")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATE_KEYS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP, torch.compile and AveragedModel put before a name
+MAX_SIDE = 2048  # pixels, and images at a time, that an ONNX file may ask for
 NAME_KEYS = ("names", "class_names", "classes")
 
 
@@ -105,29 +108,60 @@ def _open_ultralytics(file: str, teacher: Any, trusted: bool) -> Source:
             f"training, or weights with the network that they belong to, i.e. 'timm:resnet18@{Path(file).name}'."
         )
     ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
-    model = (ckpt.get("ema") or ckpt.get("model")) if isinstance(ckpt, Mapping) else None
+    try:
+        model = (ckpt.get("ema") or ckpt.get("model")) if isinstance(ckpt, Mapping) else None
+    except RuntimeError:  # a tensor is neither true nor false
+        model = None
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"'teacher={teacher}' holds weights, but no Ultralytics network. Give the 'best.pt' of a classification "
             f"training, or name the network that the weights belong to, i.e. 'teacher=timm:resnet18@{Path(file).name}'."
         )
-    if not isinstance(model, ClassificationModel):
+    try:
+        if not trusted:
+            check_modules(model)
+        if not isinstance(model, ClassificationModel):
+            task = guess_model_task(model)
+            found = f"a {task} model" if task != "classify" else "a classification network, but not one of Ultralytics'"
+            raise NotImplementedError(found)
+        if ckpt.get("modelopt"):  # trained with quantize=8: the fake quantization is part of what it learned
+            if not trusted:
+                raise TypeError("its quantization needs code of another library; trust it with 'teacher_trusted=True'")
+            restore_qat(model, ckpt["modelopt"])
+        source = Source(file, model.float(), _names_of(model), model.yaml.get("channels", 3))
+        return _checked(source, teacher)
+    except NotImplementedError as e:
         raise TypeError(
-            f"'teacher={teacher}' is a {guess_model_task(model)} model, but the teacher must be a classification "
-            f"model, i.e. 'teacher=yolo11l-cls.pt'."
-        )
-    model = model.float()
-    if ckpt.get("modelopt"):  # trained with quantize=8: the fake quantization is part of what it learned
-        restore_qat(model, ckpt["modelopt"])
-    return _checked(Source(file, model, _names_of(model), model.yaml.get("channels", 3)), teacher)
+            f"'teacher={teacher}' is {e}, but the teacher must be a classification model, i.e. "
+            f"'teacher=yolo11l-cls.pt'."
+        ) from e
+    except _UntrainedError as e:
+        raise TypeError(str(e)) from e
+    except Exception as e:  # a network whose parts were damaged or made up
+        raise TypeError(
+            f"'teacher={teacher}' cannot be loaded: its network is damaged ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:120]}). Copy or train it again."
+        ) from e
+
+
+class _UntrainedError(TypeError):
+    """A network that was never trained."""
 
 
 def _open_module(module: nn.Module) -> Source:
     """Open a network given in Python: a copy, as it will be frozen."""
     if isinstance(module, Model):  # YOLO(...)
         module = module.model
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"'teacher=YOLO({module})' is an exported model. Give the file itself, 'teacher={module}'.")
     known = getattr(module, "pretrained_cfg", None) or {}  # timm's
-    network = copy.deepcopy(module).float().cpu()
+    try:
+        network = copy.deepcopy(module).float().cpu()
+    except Exception as e:
+        raise TypeError(
+            f"'teacher=module:{type(module).__name__}' cannot be copied ({type(e).__name__}). Save its weights, and "
+            f"load them into a new network."
+        ) from e
     return _checked(
         Source(
             f"module:{type(module).__name__}",
@@ -179,7 +213,7 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source
         _check_known(name.partition(".")[0], timm.list_models(), teacher)
 
     def build(num_classes: int | None = None, imgsz: int | None = None) -> nn.Module:
-        extra = {"num_classes": num_classes} if num_classes else {"pretrained": True}
+        extra = {"pretrained": True} if num_classes is None else {"num_classes": num_classes}
         return timm.create_model(name, **extra, **({"img_size": imgsz} if imgsz else {}))
 
     if file:
@@ -222,18 +256,15 @@ def _open_weights(
     else:
         content = load_checkpoint_file(file, teacher, trusted)
         saved = _state_of(content, teacher)
-    state = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in saved.items()}
+    state = {WRAPPERS.sub("", k): v for k, v in saved.items() if k != "n_averaged"}
     network = build(2)
-    # The head is what differs in its first dimension from a network of two classes
-    expected = network.state_dict()
-    sizes = {
-        len(state[k])
-        for k, v in expected.items()
-        if k in state and state[k].shape[1:] == v.shape[1:] and state[k].shape != v.shape
-    }
     resized = imgsz if _fixed_imgsz(network) else None
-    if len(sizes) == 1 or resized:
-        network = build(max(sizes, default=2), resized)
+    expected, other = build(2, resized).state_dict(), build(3, resized).state_dict()
+    # The head is what grows with the number of classes; only a head that is there as a whole is built
+    head = [k for k, v in expected.items() if other[k].shape != v.shape]
+    classes = {tuple(state[k].shape[:1]) for k in head if k in state}
+    if len(classes) == 1 and all(k in state and state[k].shape[1:] == expected[k].shape[1:] for k in head):
+        network = build(max(*classes.pop(), 1), resized)
         expected = network.state_dict()
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in expected]
@@ -299,7 +330,9 @@ def _open_onnx(file: str, teacher: Any) -> Source:
         ) from e
     if len(session.get_inputs()) != 1 or len(session.get_inputs()[0].shape) != 4:
         raise TypeError(f"'teacher={teacher}' must take one batch of images, (B, channels, height, width).")
-    _, channels, height, width = (d if isinstance(d, int) else None for d in session.get_inputs()[0].shape)
+    batch, channels, height, width = (d if isinstance(d, int) else None for d in session.get_inputs()[0].shape)
+    if any(d is not None and not 0 < d <= MAX_SIDE for d in (batch, channels, height, width)):
+        raise TypeError(f"'teacher={teacher}' declares an input of shape {session.get_inputs()[0].shape!s:.80}.")
     if height != width:
         raise TypeError(f"'teacher={teacher}' takes images of {height}x{width}, but training images are square.")
     notes = session.get_modelmeta().custom_metadata_map
@@ -315,14 +348,12 @@ def _open_torchscript(file: str, teacher: Any, trusted: bool) -> Source:
         )
     notes = {"config.txt": ""}  # Ultralytics' export writes it
     try:
-        network = torch.jit.load(file, map_location="cpu", _extra_files=notes)
+        network = torch.jit.load(file, map_location="cpu", _extra_files=notes).float()
         known = json.loads(notes["config.txt"] or "{}")
-    except (RuntimeError, ValueError) as e:
+        sides = known.get("imgsz") or [None]  # of the example that Ultralytics' export traced
+        return Source(file, network, _names_in(known), known.get("channels"), sides[0], has_features=False)
+    except (RuntimeError, ValueError, AttributeError, TypeError, LookupError) as e:
         raise TypeError(f"'teacher={teacher}' cannot be loaded: the TorchScript file is damaged.") from e
-    sides = known.get("imgsz")  # of the example that Ultralytics' export traced
-    return Source(
-        file, network, _names_in(known), known.get("channels"), max(sides) if sides else None, has_features=False
-    )
 
 
 def _find(path: str | Path) -> str:
@@ -365,7 +396,7 @@ def _checked(source: Source, teacher: Any) -> Source:
     """Refuse a network that was never trained: only training moves BatchNorm statistics; without any, believe it."""
     norms = [m for m in source.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
     if norms and not any(m.running_mean.any() for m in norms):
-        raise TypeError(
+        raise _UntrainedError(
             f"'teacher={teacher}' has never been trained: its BatchNorm statistics are those of a new network. "
             f"Train it first, i.e. 'yolo classify train model=yolo11l-cls.yaml', and give its 'best.pt'."
         )
@@ -384,29 +415,40 @@ def _fixed_imgsz(network: nn.Module) -> int | None:
 def _names_of(network: nn.Module) -> list[str] | None:
     """Return a network's own class names, as Ultralytics' carry them."""
     names = getattr(network, "names", None)
-    return read_names(names) if isinstance(names, (list, tuple, dict)) and names else None
+    return _names_in({"names": names}) if names else None
 
 
 def _state_of(content: Any, teacher: str) -> Mapping[str, Tensor]:
     """Return the state dict in a checkpoint, the averaged weights before the others."""
     nested = [content[k] for k in STATE_KEYS if k in content] if isinstance(content, Mapping) else []
     for state in [*nested, content]:
-        if isinstance(state, Mapping) and state and all(isinstance(v, Tensor) for v in state.values()):
+        if isinstance(state, Mapping) and state and all(map(_is_weight, state.items())):
             return state
     raise TypeError(f"'teacher={teacher}' holds no state dict. Save one with 'torch.save(model.state_dict(), ...)'.")
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    """Tell a name and an ordinary tensor."""
+    name, value = item
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )
 
 
 def _names_in(content: Any) -> list[str] | None:
     """Return the class names that a checkpoint, or a file's notes, say beside the weights."""
     if not isinstance(content, Mapping):
         return None
-    by_name = content.get("class_to_idx")
-    if isinstance(by_name, Mapping):  # torchvision's ImageFolder
-        return read_names({i: name for name, i in by_name.items()})
-    names = next((content[k] for k in NAME_KEYS if k in content), None)
-    if isinstance(names, str):
-        try:
-            names = ast.literal_eval(names)  # notes hold text; a list in JSON reads the same
-        except (ValueError, SyntaxError):
-            return None
-    return read_names(names) if isinstance(names, (list, tuple, Mapping)) else None
+    try:
+        by_name = content.get("class_to_idx")
+        if isinstance(by_name, Mapping):  # torchvision's ImageFolder
+            return read_names({i: name for name, i in by_name.items()})
+        names = next((content[k] for k in NAME_KEYS if k in content), None)
+        if isinstance(names, str):  # notes hold text; a list in JSON reads the same
+            names = ast.literal_eval(names) if len(names) < 1_000_000 else None
+        return read_names(names) if isinstance(names, (list, tuple, Mapping)) else None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # then they have to be given
+        return None
