@@ -23,7 +23,6 @@ from ultralytics.nn.tasks import ClassificationModel, guess_model_task
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
-from ultralytics.utils.torch_utils import restore_qat
 
 __all__ = ("Source", "open_source")
 
@@ -127,6 +126,8 @@ def _open_ultralytics(file: str, teacher: Any, trusted: bool) -> Source:
         if ckpt.get("modelopt"):  # trained with quantize=8: the fake quantization is part of what it learned
             if not trusted:
                 raise TypeError("its quantization needs code of another library; trust it with 'teacher_trusted=True'")
+            from ultralytics.utils.torch_utils import restore_qat  # the oldest supported release has none
+
             restore_qat(model, ckpt["modelopt"])
         source = Source(file, model.float(), _names_of(model), model.yaml.get("channels", 3))
         return _checked(source, teacher)
