@@ -21,7 +21,7 @@ from ultralytics.cfg import (
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
-__all__ = ("DistillationArgs", "parse_arguments")
+__all__ = ("DistillationArgs", "as_list", "parse_arguments")
 
 
 class _Kind(NamedTuple):
@@ -45,7 +45,7 @@ def _layer_lists(value: Any) -> list:
     return list(value) if is_pair else [value]
 
 
-def _as_list(value: Any) -> list:
+def as_list(value: Any) -> list:
     """Return a value that stands for one, or for one per teacher, as a list; None as an empty one."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -63,9 +63,9 @@ def _is_names(value: Any) -> bool:
 
 _TEACHER = _Kind(
     "str, Path, nn.Module or a list of these",
-    lambda v: all(isinstance(x, str) or _is_network(x) for x in _as_list(v)),
+    lambda v: all(isinstance(x, str) or _is_network(x) for x in as_list(v)),
     "a file, `torchvision:NAME`, `timm:NAME`, `self`, an `nn.Module`, or a list of these",
-    lambda v: v != [] and all(x != "" for x in _as_list(v)),
+    lambda v: v != [] and all(x != "" for x in as_list(v)),
 )
 _NAMES = _Kind(
     "None, list, dict or str",
@@ -75,21 +75,27 @@ _NAMES = _Kind(
 )
 _SIZES = _Kind(
     "None, int or a list of int",
-    lambda v: all(type(x) is int or x is None for x in _as_list(v)),
+    lambda v: all(type(x) is int or x is None for x in as_list(v)),
     "pixels, greater than 0",
-    lambda v: all(x is None or x > 0 for x in _as_list(v)) and v != [],
+    lambda v: all(x is None or x > 0 for x in as_list(v)) and v != [],
 )
 _CHANNELS = _Kind(
     "None, int, float or a list of these",
-    lambda v: all(map(_is_number, _as_list(v))),
+    lambda v: all(map(_is_number, as_list(v))),
     "one number, or one per channel",
-    lambda v: all(map(math.isfinite, _as_list(v))) and v != [],
+    lambda v: all(map(math.isfinite, as_list(v))) and v != [],
 )
 _SHARES = _Kind(
     "None or a list of int or float",
     lambda v: v is None or (isinstance(v, (list, tuple)) and all(map(_is_number, v))),
     "one number greater than 0 per teacher",
     lambda v: v is None or (len(v) > 0 and all(0 < x < math.inf for x in v)),
+)
+_HASH = _Kind(
+    "None, str or a list of str",
+    lambda v: all(isinstance(x, str) for x in as_list(v)),
+    "64 hexadecimal digits, or a list of such for several teachers",
+    lambda v: v != [] and all(len(x) == 64 and not set(x.lower()) - set("0123456789abcdef") for x in as_list(v)),
 )
 _EPOCH = _Kind("int", lambda v: type(v) is int, "0 or greater", lambda v: v >= 0)
 _BOOL = _Kind("bool", lambda v: isinstance(v, bool), "True or False", lambda v: True)
@@ -138,6 +144,9 @@ class DistillationArgs:
     teacher_weights: list | None = _parameter(_SHARES, None, "Shares of several teachers; None = equal ones")
     teacher_trusted: bool = _parameter(_BOOL, False, "Let the teacher's file run code of its own")
     teacher_check: bool = _parameter(_BOOL, True, "Measure the teacher on up to 512 validation images first")
+    teacher_hash: str | list | None = _parameter(
+        _HASH, None, "SHA-256 that the teacher's file must have; None = any. A run records it, and `resume` compares it"
+    )
     self_distill_start: int = _parameter(
         _EPOCH, 0, "Epoch, counted from 0, from which `teacher=self` teaches; before it training is plain"
     )
@@ -157,7 +166,7 @@ class DistillationArgs:
         """Read strings, then check each value and the values together."""
         for f in fields(self):
             kind, value = f.metadata["kind"], getattr(self, f.name)
-            if kind in {_TEACHER, _NAMES}:
+            if kind in {_TEACHER, _NAMES, _HASH}:
                 value = _read_strings(value)
             elif isinstance(value, str):
                 value = _read_list(value, yaml.SafeLoader) if value.startswith("[") else smart_value(value)
@@ -197,29 +206,29 @@ class DistillationArgs:
                 )
         if count == 1 and isinstance(self.teacher_imgsz, (list, tuple)) and len(self.teacher_imgsz) > 1:
             raise ValueError(f"'teacher_imgsz={self.teacher_imgsz}' has several entries for one teacher.")
-        stds = _as_list(self.teacher_std)
+        stds = as_list(self.teacher_std)
         if stds and min(stds) <= 0:
             raise ValueError(f"'teacher_std={self.teacher_std}' is an invalid value. It must be greater than 0.")
 
     @property
     def teachers(self) -> list:
         """The teachers as given, in a list."""
-        return _as_list(self.teacher)
+        return as_list(self.teacher)
 
     def per_teacher(self) -> list[dict[str, Any]]:
         """Return the arguments of `Teacher` for each teacher."""
         count = len(self.teachers)
         one_each = count > 1 and isinstance(self.teacher_names, (list, tuple))
         names = list(self.teacher_names) if one_each else [self.teacher_names] * count
-        sizes = _as_list(self.teacher_imgsz) or [None]
+        sizes = as_list(self.teacher_imgsz) or [None]
         sizes = sizes if len(sizes) == count else sizes * count
         return [
             {
                 "source": source,
                 "names": name,
                 "imgsz": size,
-                "mean": _as_list(self.teacher_mean) or None,
-                "std": _as_list(self.teacher_std) or None,
+                "mean": as_list(self.teacher_mean) or None,
+                "std": as_list(self.teacher_std) or None,
                 "trusted": self.teacher_trusted,
             }
             for source, name, size in zip(self.teachers, names, sizes, strict=True)

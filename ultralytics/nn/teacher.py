@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels
@@ -34,6 +35,7 @@ class Teacher:
         channels (int | None): Input channels, if known.
         imgsz (int | None): Side of the images it sees in pixels; None for the student's.
         has_features (bool): Whether feature maps can be read inside it.
+        content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
         levels (Sequence[FeatureLevel]): The feature maps to return, none at first.
     """
 
@@ -71,6 +73,7 @@ class Teacher:
         self.channels = opened.channels
         self.imgsz = imgsz or opened.imgsz
         self.has_features = opened.has_features
+        self.content_hash = _hash_file(opened.file) if opened.file else _hash_weights(opened.network)
         self.model = opened.network.eval()
         for parameter in self.model.parameters():  # a TorchScript module refuses requires_grad_ as a whole
             parameter.requires_grad_(False)
@@ -211,6 +214,12 @@ class TeacherEnsemble:
         sources = [member.source for member in self.members]
         return sources if len(sources) > 1 else sources[0]
 
+    @property
+    def content_hash(self) -> str | list[str]:
+        """The `teacher_hash` argument as args.yaml records it."""
+        hashes = [member.content_hash for member in self.members]
+        return hashes if len(hashes) > 1 else hashes[0]
+
     def align(self, names: Sequence[str]) -> list[str]:
         """Align the logits with a dataset's classes by name.
 
@@ -321,6 +330,26 @@ class TeacherEnsemble:
         """
         logits, features = self.answers(images)
         return average_logits(logits, self.weights[: len(logits)], self.temperature), features
+
+
+def _hash_file(file: str) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash_weights(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() if plain else f"{name} {value}".encode())
+        if plain:
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -46,6 +46,7 @@ class Source:
         mean (Sequence[float]): Per-channel mean that its training subtracted from images in 0 to 1.
         std (Sequence[float]): Per-channel standard deviation that its training divided by.
         has_features (bool): Whether feature maps can be read inside it.
+        file (str | None): The file that it was read from.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
     has_features: bool = True
+    file: str | None = None
 
 
 def open_source(teacher: Any, imgsz: int | None = None, trusted: bool = False) -> Source:
@@ -129,7 +131,7 @@ def _open_ultralytics(file: str, teacher: Any, trusted: bool) -> Source:
             from ultralytics.utils.torch_utils import restore_qat  # the oldest supported release has none
 
             restore_qat(model, ckpt["modelopt"])
-        source = Source(file, model.float(), _names_of(model), model.yaml.get("channels", 3))
+        source = Source(file, model.float(), _names_of(model), model.yaml.get("channels", 3), file=file)
         return _checked(source, teacher)
     except NotImplementedError as e:
         raise TypeError(
@@ -287,7 +289,9 @@ def _open_weights(
     state = OrderedDict(state)
     state._metadata = getattr(saved, "_metadata", expected._metadata)  # some modules ask for its version
     network.load_state_dict(state, strict=False)
-    return _checked(Source(f"{library}@{file}", network, _names_in(content), 3, _fixed_imgsz(network)), teacher)
+    return _checked(
+        Source(f"{library}@{file}", network, _names_in(content), 3, _fixed_imgsz(network), file=file), teacher
+    )
 
 
 class _OnnxNetwork(nn.Module):
@@ -337,7 +341,7 @@ def _open_onnx(file: str, teacher: Any) -> Source:
     if height != width:
         raise TypeError(f"'teacher={teacher}' takes images of {height}x{width}, but training images are square.")
     notes = session.get_modelmeta().custom_metadata_map
-    return Source(file, _OnnxNetwork(session), _names_in(notes), channels, height, has_features=False)
+    return Source(file, _OnnxNetwork(session), _names_in(notes), channels, height, has_features=False, file=file)
 
 
 def _open_torchscript(file: str, teacher: Any, trusted: bool) -> Source:
@@ -352,7 +356,7 @@ def _open_torchscript(file: str, teacher: Any, trusted: bool) -> Source:
         network = torch.jit.load(file, map_location="cpu", _extra_files=notes).float()
         known = json.loads(notes["config.txt"] or "{}")
         sides = known.get("imgsz") or [None]  # of the example that Ultralytics' export traced
-        return Source(file, network, _names_in(known), known.get("channels"), sides[0], has_features=False)
+        return Source(file, network, _names_in(known), known.get("channels"), sides[0], has_features=False, file=file)
     except (RuntimeError, ValueError, AttributeError, TypeError, LookupError) as e:
         raise TypeError(f"'teacher={teacher}' cannot be loaded: the TorchScript file is damaged.") from e
 

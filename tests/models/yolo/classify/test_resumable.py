@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -98,20 +99,22 @@ def test_checkpoints_of_an_unfinished_run_open_anywhere(overrides):
 @pytest.mark.parametrize("fault", ["full disk", "killed"])
 def test_a_fault_while_writing_leaves_the_checkpoint_before_it(fault, overrides, monkeypatch):
     """Whatever breaks a write, last.pt is the whole one before it, and no partial file stays after the end."""
-    write = resumable._replace
+    flush = os.fsync
     seen = {}
 
-    def broken(file, content, partial):
+    def broken(descriptor):
         if seen.get("epoch") == 1:
-            seen["before"] = file.read_bytes()
-            (partial / file.name).write_bytes(content[: len(content) // 2])
+            (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+            seen["before"] = last.read_bytes()
+            os.truncate(descriptor, 1000)
             raise OSError(28, "No space left on device")
-        write(file, content, partial)
+        flush(descriptor)
 
-    monkeypatch.setattr(resumable, "_replace", broken)
+    monkeypatch.setattr(resumable.os, "fsync", broken)
     if fault == "killed":  # nothing cleans up
         monkeypatch.setattr(resumable.shutil, "rmtree", lambda *args, **kwargs: None)
-    with pytest.raises(OSError, match="No space left"):
+        monkeypatch.setattr(Path, "mkdir", partialmethod(Path.mkdir, exist_ok=True))
+    with pytest.raises(OSError, match=r"No space left on device.*make room, then go on with 'resume=.*last.pt'"):
         train({**overrides, "epochs": 3}, on_train_epoch_start=lambda t: seen.update(epoch=t.epoch))
     (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
     assert last.read_bytes() == seen["before"]

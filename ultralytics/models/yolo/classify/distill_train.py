@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from ultralytics.cfg import cfg2dict
-from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.models.yolo.classify.resumable import ResumableClassificationTrainer
+from ultralytics.cfg.distillation import DistillationArgs, as_list
+from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
 from ultralytics.nn.class_names import read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import load_checkpoint
@@ -26,6 +28,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_mode
 __all__ = ("DistillationClassificationTrainer",)
 
 DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
+RESUMED_ANEW = {"teacher", "teacher_hash"}  # what may be given again to a run that is resumed
 CHECKED_IMAGES = 512
 CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
 
@@ -43,6 +46,12 @@ class _Criterion:
 
     def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the detached items, the student's own among them."""
+        total, items = self._sum(predictions, batch)
+        # An infinite loss can have a finite gradient; NaN makes the step's guard see it
+        return total * torch.where(total.detach().isfinite(), 1.0, torch.nan), items
+
+    def _sum(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted total as it is, and the items."""
         student_loss, items = self.student_criterion(predictions, batch)
         if self.loss is None:
             return self.beta * student_loss, items
@@ -57,7 +66,32 @@ class _Criterion:
         return self.beta * student_loss + self.alpha * distillation, {**items, **distillation_items}
 
 
-class DistillationClassificationTrainer(ResumableClassificationTrainer):
+class _Step(torch.nn.Module):
+    """A training step as a network of images, for AutoBatch, which measures what a network and its gradients take."""
+
+    def __init__(self, student: torch.nn.Module, trainer: DistillationClassificationTrainer):
+        super().__init__()
+        self.student, self.yaml = student, student.yaml
+        self._trainer = trainer
+
+    def __deepcopy__(self, memo: dict) -> _Step:
+        """Copy the student, which is profiled, but neither the teacher nor the trainer."""
+        return _Step(copy.deepcopy(self.student, memo), self._trainer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the loss of a batch."""
+        trainer, student = self._trainer, self.student
+        trainer._place_teacher()
+        taps = FeatureTaps(student, [level for level, _ in trainer.levels])
+        try:
+            answer = trainer.teacher(images.detach())
+            labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+            return trainer._criterion(student, taps)(student(images), {"cls": labels, "teacher": answer})[0]
+        finally:
+            taps.remove()
+
+
+class DistillationClassificationTrainer(GuardedClassificationTrainer):
     """A ClassificationTrainer whose student also learns from a frozen teacher.
 
     Takes every training argument of upstream's and those of `DistillationArgs`. The student stays an ordinary
@@ -99,18 +133,18 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
         self.levels: list[tuple[FeatureLevel, FeatureLevel]] = []
         self.distillation_loss: DistillationLoss | None = None
         self._taps: FeatureTaps | None = None
+        self._answer: tuple[Tensor, list[Tensor]] | None = None  # the teacher's to the last batch
         super().__init__(cfg, overrides, _callbacks)
+        if RANK != -1:
+            self.world_size = int(os.environ["WORLD_SIZE"])  # upstream counts this host's devices, torchrun all hosts'
 
-    def check_resume(self, overrides: dict[str, Any]) -> None:
+    def _check_arguments(self) -> None:
         """Complete the arguments, from the checkpoint if the run is resumed, and vet the teacher.
 
-        Upstream calls this once its own arguments stand and nothing else has happened, so that args.yaml, loggers,
-        checkpoints and multi-GPU workers see the distillation arguments like any other.
-
-        Args:
-            overrides (dict[str, Any]): Upstream's training arguments as given.
+        Nothing was written yet, so that args.yaml, loggers, checkpoints and multi-GPU workers see the distillation
+        arguments like any other.
         """
-        super().check_resume(overrides)
+        super()._check_arguments()
         given = self._given
         if self.resume:
             stored = {k: v for k, v in vars(self.args).items() if k in DISTILLATION_KEYS}
@@ -119,9 +153,9 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
                     f"'resume={self.args.resume}' is of a finished run or of one without a teacher, so there is no "
                     f"distillation to resume. To go on from its weights, start a new run with 'model=' and 'teacher='."
                 )
-            if ignored := [k for k, v in given.items() if k != "teacher" and v != stored.get(k)]:
+            if ignored := [k for k, v in given.items() if k not in RESUMED_ANEW and v != stored.get(k)]:
                 LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
-            given = {**stored, **{k: v for k, v in given.items() if k == "teacher" and v is not None}}
+            given = {**stored, **{k: v for k, v in given.items() if k in RESUMED_ANEW and v is not None}}
         self.distillation = DistillationArgs(**given)
         if self.self_distillation and self.distillation.self_distill_start >= self.args.epochs:
             raise ValueError(
@@ -143,6 +177,7 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
             members = [Teacher(Source("self", torch.nn.Identity(), names, data["channels"]))]
         self.teacher = TeacherEnsemble(members, self.distillation.teacher_weights, self.distillation.temperature)
         if not self.self_distillation:
+            self.distillation = replace(self.distillation, teacher_hash=self._check_hash())
             self._vet_teachers(data["channels"])
         if self.distillation.response_distill:
             self._log(self.teacher.align(names))
@@ -172,6 +207,17 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
                 f"reach. Save it to a file, or train on one device."
             )
         return [Teacher(**given) for given in args.per_teacher() or [{"source": None}]]
+
+    def _check_hash(self) -> str | list[str]:
+        """Return the teachers' content as the run records it, compared with what it has to be."""
+        found, expected = self.teacher.content_hash, self.distillation.teacher_hash
+        if expected is not None and [x.lower() for x in as_list(expected)] != as_list(found):
+            asked = "the run began with" if self.resume else "was asked for"
+            raise ValueError(
+                f"'teacher={self.teacher.source}' is not what {asked}: its SHA-256 is {found}, not {expected}. Give "
+                f"the right one, or accept this one with 'teacher_hash={found}'."
+            )
+        return found
 
     def _vet_teachers(self, channels: int) -> None:
         """Check the teachers' answers, and switch off the losses that they cannot serve."""
@@ -271,6 +317,15 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
                 student.distill_adapters.load_state_dict(stored.state_dict())
         return ckpt
 
+    def _setup_ddp(self) -> None:
+        """Join the other processes."""
+        if self.device.type in {"cpu", "mps"}:
+            raise ValueError(
+                f"{self.world_size} processes cannot train on 'device={self.args.device}'. Give a GPU to each, i.e. "
+                f"'device=0,1', or start one process."
+            )
+        super()._setup_ddp()
+
     def _setup_train(self):
         """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
         super()._setup_train()
@@ -304,8 +359,27 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
         batch = super().preprocess_batch(batch)
         waiting = self.self_distillation and self.epoch < self.distillation.self_distill_start
         if self._taps is not None and self.distillation_loss is not None and not waiting:
-            batch["teacher"] = self.teacher(batch["img"])
+            batch["teacher"] = self._answer = self.teacher(batch["img"])
         return batch
+
+    def _cause(self, name: str) -> str:
+        """Return "teacher" for a loss that its answer made NaN or infinite."""
+        if self._answer is not None and self.distillation_loss is not None and name in self.distillation_loss.weights:
+            logits, features = self._answer
+            if not all(x.isfinite().all() for x in (logits, *features)):
+                return "teacher"
+        return super()._cause(name)
+
+    def _describe(self, cause: str) -> str:
+        """Return a sentence that says what was not finite, and what can be done."""
+        if cause == "teacher":
+            return (
+                f"the answer of 'teacher={self.teacher.source}' is NaN or infinite. Train with 'amp=bf16' or "
+                f"'amp=False' if that helps it, or give another checkpoint."
+            )
+        if cause in {"feature_loss", "attention_loss"}:
+            return super()._describe(cause).removesuffix(".") + f", or lower '{cause.replace('_loss', '_weight')}'."
+        return super()._describe(cause)
 
     def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train"):
         """Label the loss items; validation has the student's own only, as the teacher is not asked there."""
@@ -331,12 +405,20 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
         self._taps = FeatureTaps(student, [level for level, _ in self.levels])
         if self.self_distillation:
             self.teacher.first.model = self.ema.ema
+        self._place_teacher()
+        student.criterion = self._criterion(student, self._taps)
+
+    def _place_teacher(self) -> None:
+        """Move the teacher to the device, to answer with the levels that the losses use."""
         if self.distillation_loss is not None:
             self.teacher.to(self.device).first.levels = [level for _, level in self.levels]
+
+    def _criterion(self, student: torch.nn.Module, taps: FeatureTaps) -> _Criterion:
+        """Return the criterion for a student and what reads its feature maps."""
         classes = self.teacher.classes
-        student.criterion = _Criterion(
+        return _Criterion(
             student.init_criterion(),
-            self._taps,
+            taps,
             self.distillation_loss,
             self.distillation.distill_alpha,
             self.distillation.distill_beta,
@@ -374,9 +456,23 @@ class DistillationClassificationTrainer(ResumableClassificationTrainer):
 
     def _clear_memory(self, threshold: float | None = None) -> None:
         """Let go of the maps of a failed step too, when upstream frees memory to try a smaller batch."""
+        self._answer = None
         if self._taps is not None:
             self._taps.clear()
         super()._clear_memory(threshold)
+
+    def auto_batch(self, *args, **kwargs) -> int:
+        """Return the batch size that fits the memory, the teacher and the losses counted."""
+        if self.distillation_loss is None:
+            return super().auto_batch(*args, **kwargs)
+        student = self.model
+        if self.self_distillation:
+            self.teacher.first.model = copy.deepcopy(student).eval()
+        self.model = _Step(student, self)
+        try:
+            return super().auto_batch(*args, **kwargs)
+        finally:
+            self.model = student
 
     def _log_setup(self) -> None:
         """Log both networks, the matched levels and the weights in force."""

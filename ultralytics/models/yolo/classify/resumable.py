@@ -3,23 +3,31 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.classify import ClassificationTrainer
-from ultralytics.utils import RANK
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.patches import torch_load
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import select_device, strip_optimizer, torch_distributed_zero_first, unwrap_model
 
 __all__ = ("ResumableClassificationTrainer",)
 
 STATE = "run_state"  # the key of a checkpoint that holds what upstream's leaves out
+
+
+class _TrainedToEnd(Exception):
+    """A run was stopped after its last epoch, so only its final evaluation is left."""
 
 
 class ResumableClassificationTrainer(ClassificationTrainer):
@@ -31,7 +39,8 @@ class ResumableClassificationTrainer(ClassificationTrainer):
     that never stopped. Data loader workers and GPU kernels draw and round on their own: with them the runs are equal
     up to the order of images and rounding. Also `val/loss` is, as upstream shuffles the validation images.
 
-    Checkpoints are written to a folder of their own and then moved, so a file that is there is a whole one.
+    Files are written to a folder of their own and then moved, so a file that is there is a whole one. A run folder is
+    made by one run and, while it trains, locked by it.
     """
 
     _carried = 0  # how much later the first optimizer step after a resume comes, see `accumulate`
@@ -39,6 +48,26 @@ class ResumableClassificationTrainer(ClassificationTrainer):
     _resumed: dict[str, Any] | None = None
     _epoch_start: tuple[Any, Any] = (None, None)  # the state of the order's generator, and the loader's iterator
     _order: dict[str, Any] | None = None  # where the order of images began: its generator's state, and at which batch
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Complete the arguments and make the run's folder.
+
+        Upstream calls this once its own arguments stand and nothing else has happened.
+
+        Args:
+            overrides (dict[str, Any]): Upstream's training arguments as given.
+
+        Raises:
+            OSError: If the run's folder cannot be written to.
+            RuntimeError: If another run trains in it.
+        """
+        super().check_resume(overrides)
+        self._check_arguments()
+        if RANK in {-1, 0}:
+            self._claim_folder()
+
+    def _check_arguments(self) -> None:
+        """Refuse what cannot be trained with, while no file was written yet."""
 
     @property
     def accumulate(self) -> int:
@@ -51,6 +80,8 @@ class ResumableClassificationTrainer(ClassificationTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the batch, and note where a new order of images began."""
+        if self.ema is None:  # quantization is calibrated before training begins
+            return super().preprocess_batch(batch)
         self._iteration += 1
         loader = self.train_loader
         loader.__dict__.pop("reset", None)
@@ -76,28 +107,104 @@ class ResumableClassificationTrainer(ClassificationTrainer):
         self._epoch_start = generator and generator.get_state(), self.train_loader.iterator
 
     def save_model(self) -> bool:
-        """Write the checkpoints, complete and one by one whole."""
+        """Write the checkpoints, complete and one by one whole.
+
+        Raises:
+            OSError: If they cannot be written; those of the epoch before are still there.
+        """
         folder, last, best = self.wdir, self.last, self.best
-        partial = folder / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        self.wdir, self.last, self.best = partial, partial / last.name, partial / best.name
         try:
-            saved = super().save_model()
-            if saved:
-                ckpt = torch_load(self.last, map_location="cpu")
-                content = _serialize({**ckpt, STATE: self._state()})
-                for file in partial.iterdir():  # upstream writes one content to each
-                    _replace(folder / file.name, content, partial)
+            with self._whole_files(folder) as partial:
+                self.wdir, self.last, self.best = partial, partial / last.name, partial / best.name
+                saved = super().save_model()
+                if saved:
+                    ckpt = {**torch_load(self.last, map_location="cpu"), STATE: self._state()}
+                    for file in partial.iterdir():  # upstream writes one content to each
+                        torch.save(ckpt, file)
         finally:
             self.wdir, self.last, self.best = folder, last, best
-            shutil.rmtree(partial, ignore_errors=True)
         return saved
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
-        """Restore the run, as far as its first epoch is not concerned."""
-        super().resume_training(ckpt)
-        if self.resume and ckpt is not None:
-            self._resumed = ckpt.get(STATE)
+        """Restore the run, as far as its first epoch is not concerned.
+
+        Raises:
+            _TrainedToEnd: If no epoch is left.
+        """
+        if not self.resume or ckpt is None:
+            return super().resume_training(ckpt)
+        self._resumed = ckpt.get(STATE)
+        to_end = self._resumed is not None and self._resumed.get("stopped")
+        if not to_end:
+            super().resume_training(ckpt)
+        self._forget_epochs_after(ckpt["epoch"])
+        if to_end:
+            self.epoch = ckpt["epoch"]
+            raise _TrainedToEnd
+
+    def _forget_epochs_after(self, epoch: int) -> None:
+        """Take out of results.csv what was written after the checkpoint was."""
+        if RANK in {-1, 0} and self.csv.exists():
+            lines = self.csv.read_text(encoding="utf-8").splitlines(keepends=True)
+            with self._whole_files(self.csv.parent) as partial:
+                (partial / self.csv.name).write_text("".join(lines[: epoch + 2]), encoding="utf-8")
+
+    def _do_train(self) -> None:
+        """Train in a folder that no other run writes to."""
+        with self._locked():
+            try:
+                super()._do_train()
+            except _TrainedToEnd:
+                LOGGER.info(f"{self.args.model} was trained to its end: only the final evaluation is left.")
+                self.final_eval()
+                if RANK in {-1, 0}:
+                    if self.args.plots:
+                        self.plot_metrics()
+                    self.run_callbacks("on_train_end")
+
+    def _claim_folder(self) -> None:
+        """Make the run's folder before upstream finds it, so that two runs that start at once get one each."""
+        again = bool(self.args.exist_ok or getattr(self.args, "save_dir", None))
+        select_device(self.args.device, verbose=False)  # refuses a device that is not there, before a folder is
+        try:
+            while True:
+                folder = get_save_dir(self.args)
+                try:
+                    folder.mkdir(parents=True, exist_ok=again)
+                    break
+                except FileExistsError:
+                    if again:  # a file of that name
+                        raise
+            self.args.save_dir = str(folder)
+            with self._locked():
+                pass
+        except OSError as e:
+            raise OSError(
+                e.errno,
+                f"The run's folder cannot be written to: {e.strerror}. Give one that can with 'project'",
+                e.filename,
+            ) from e
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the run's folder; a killed process lets go of it."""
+        if RANK not in {-1, 0}:
+            yield
+            return
+        file = Path(self.args.save_dir) / "weights" / ".lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as e:
+            raise RuntimeError(
+                f"Another run is training in '{self.args.save_dir}'. Wait until it ends, or give another 'name'."
+            ) from e
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            lock.release()
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore student, EMA and optimizer in full precision, also after upstream's recovery from NaN."""
@@ -111,21 +218,56 @@ class ResumableClassificationTrainer(ClassificationTrainer):
             self.ema.ema.load_state_dict(state["ema"])
 
     def final_eval(self) -> None:
-        """Leave plain checkpoints behind, then evaluate the best one."""
-        if RANK in {-1, 0}:
-            for file in (self.last, self.best):
-                self._make_plain(file)
-        super().final_eval()
+        """Leave plain checkpoints behind, each replaced whole and last.pt last, then evaluate the best one."""
+        with torch_distributed_zero_first(LOCAL_RANK):
+            if RANK in {-1, 0} and self.last.exists():
+                results = torch_load(self.last, map_location="cpu")["train_results"]
+                with self._whole_files(self.wdir) as partial:
+                    for file in filter(Path.exists, (self.last, self.best)):
+                        ckpt = torch_load(file, map_location="cpu")
+                        ckpt.pop(STATE, None)
+                        self._strip(ckpt)
+                        torch.save(ckpt, partial / file.name)
+                        strip_optimizer(partial / file.name, updates={"train_results": results})
+        if self.best.exists():
+            LOGGER.info(f"\nValidating {self.best}...")
+            self.validator.args.plots = self.args.plots
+            self.validator.args.compile = False  # not worth it for one pass
+            self.metrics = self.validator(model=self.best)
+            self.metrics.pop("fitness", None)
+            self.epoch += 1  # loggers get the best model's metrics as a step of their own
+            self.run_callbacks("on_fit_epoch_end")
+            self.epoch -= 1
 
-    def _make_plain(self, file: Path) -> None:
-        """Rewrite a checkpoint of this run as upstream's trainer would have written it."""
-        if file.exists() and STATE in (ckpt := torch_load(file, map_location="cpu")):
-            del ckpt[STATE]
-            self._strip(ckpt)
-            partial = self.wdir / ".partial"
-            partial.mkdir(exist_ok=True)
-            _replace(file, _serialize(ckpt), partial)
-            shutil.rmtree(partial)
+    @contextmanager
+    def _whole_files(self, folder: Path) -> Iterator[Path]:
+        """Yield a folder to write files in, which then appear in `folder` whole; last.pt last, as runs go on from it.
+
+        Raises:
+            OSError: If they cannot be written; what was in `folder` stays.
+        """
+        partial, last = folder / ".partial", self.last
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            partial.mkdir(parents=True)
+            yield partial
+            files = sorted(partial.iterdir(), key=lambda file: file.name == last.name)
+            for file in files:
+                with file.open("rb+") as f:
+                    os.fsync(f.fileno())
+            for file in files:
+                os.replace(file, folder / file.name)
+        except (OSError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e):  # what torch.save says of a disk
+                raise
+            raise OSError(
+                getattr(e, "errno", None) or errno.EIO,
+                f"{getattr(e, 'strerror', None) or 'writing failed'}. What was saved before is whole: make room, then "
+                + (f"go on with 'resume={last}'" if last.exists() else "start again, as no epoch was saved"),
+                str(folder),
+            ) from e
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _strip(self, ckpt: dict[str, Any]) -> None:
         """Take out of a checkpoint what else plain training would not have written."""
@@ -139,6 +281,7 @@ class ResumableClassificationTrainer(ClassificationTrainer):
             "ema": self.ema.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "gradients": {n: p.grad for n, p in student.named_parameters() if p.grad is not None},
+            "stopped": bool(self.stop),  # no epoch is to follow
             "last_step": self._last_step,
             "order": self._order,
             "random": random.getstate(),
@@ -178,20 +321,3 @@ class ResumableClassificationTrainer(ClassificationTrainer):
             loader.iterator._next_index()  # draws the order, loads no image
         if self.start_epoch > self.epochs - self.args.close_mosaic:
             loader.reset = lambda: None  # upstream's loop did so before the stop, and does it again
-
-
-def _serialize(ckpt: dict[str, Any]) -> bytes:
-    """Return a checkpoint as the bytes of a file."""
-    buffer = io.BytesIO()
-    torch.save(ckpt, buffer)
-    return buffer.getvalue()
-
-
-def _replace(file: Path, content: bytes, partial: Path) -> None:
-    """Write a file whole or not at all: into a folder beside it, to the disk, and only then in its place."""
-    whole = partial / file.name
-    with whole.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(whole, file)
