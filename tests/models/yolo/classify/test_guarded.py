@@ -73,7 +73,7 @@ def train_spoiled(overrides, cause, is_bad, after_bad=lambda trainer, before: No
     def on_start(trainer):
         seen["batch"] += 1
         if is_bad(seen["batch"]):
-            state = trainer.model.state_dict(), trainer.optimizer.state_dict()["state"], trainer.ema.ema.state_dict()
+            state = trainer.model.state_dict(), trainer.optimizer.state_dict()["state"]
             seen.update(before=copy.deepcopy(state), mend=SPOILED[cause](trainer))
 
     def on_end(trainer):
@@ -90,7 +90,7 @@ def test_a_bad_batch_leaves_no_trace(cause, overrides):
     compared = []
 
     def compare(trainer, before):
-        model, optimizer, ema = before
+        model, optimizer = before
         now = trainer.model.state_dict()
         spared = {k: v for k, v in now.items() if "num_batches_tracked" not in k}  # counts, but has no effect
         assert same(spared, {k: model[k] for k in spared})

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.classify import ClassificationTrainer
@@ -77,6 +78,16 @@ class ResumableClassificationTrainer(ClassificationTrainer):
     @accumulate.setter
     def accumulate(self, value: int) -> None:
         self._accumulate = value
+
+    def _setup_train(self) -> None:
+        """Prepare training; several processes in the folder of the first."""
+        if RANK != -1:
+            folder = [self.save_dir]
+            dist.broadcast_object_list(folder, 0)
+            self.save_dir = folder[0]
+            self.wdir, self.csv = self.save_dir / "weights", self.save_dir / self.csv.name
+            self.last, self.best = self.wdir / self.last.name, self.wdir / self.best.name
+        super()._setup_train()
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the batch, and note where a new order of images began."""

@@ -1,0 +1,132 @@
+"""Several processes, on the CPU with gloo: one run, whose weights are the same in each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gloo import GlooTrainer, GradientTrainer, note_epoch
+from helpers import DISTILLATION_LOSSES, same
+from ultralytics import YOLO
+from ultralytics.utils.dist import find_free_network_port
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def settings(overrides, monkeypatch):
+    Path(overrides["project"]).mkdir()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return {**overrides, "epochs": 2, "fraction": 0.5}
+
+
+def launch(trainer_class, settings, nodes=1, processes=2):
+    """Run one trainer in several processes by torchrun, as on several hosts, and return their output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes)]
+    command += ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1"]
+    command += ["--master_port", str(find_free_network_port())]
+    hosts = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(rank), str(TESTS / "gloo.py"), trainer_class, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+        )
+        for rank in range(nodes)
+    ]
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert all(host.returncode == 0 for host in hosts), outputs
+    return outputs
+
+
+def reports(settings):
+    return [torch.load(Path(settings["project"]) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def parameters(state):
+    """Leave out BatchNorm's statistics, which each process has of its own, as in upstream's training."""
+    return {k: v for k, v in state.items() if "running" not in k and "num_batches" not in k}
+
+
+def check(first, second, settings):
+    assert same(parameters(first["weights"]), parameters(second["weights"]))
+    for name in ("model.0.conv.weight", "distill_adapters.0.weight", "distill_adapters.2.bias"):
+        assert not torch.equal(first["weights"][name], first["begun"][name])
+    assert first["teacher"] == second["teacher"]  # each process has loaded it
+    assert first["calls"]["teacher"] == second["calls"]["teacher"] > 0
+    assert second["calls"]["save_model"] == second["calls"]["save_metrics"] == 0
+    assert first["save_dir"] == second["save_dir"]
+    assert (first["batch"], first["world_size"]) == (settings["batch"] // 2, 2)
+    folder = Path(first["save_dir"])
+    assert sorted(x.name for x in (folder / "weights").iterdir()) == ["best.pt", "last.pt"]
+    head, *lines = (folder / "results.csv").read_text().splitlines()
+    assert all(f"train/{name}" in head for name in DISTILLATION_LOSSES)
+    assert [line.split(",")[0] for line in lines] == ["1", "2"]
+    assert YOLO(folder / "weights" / "best.pt").names[9] == "9"
+
+
+def test_upstreams_launch(settings):
+    """As with device=0,1: upstream starts the processes and hands over arguments, trainer and callbacks."""
+    (Path(settings["project"]) / "train").mkdir()  # the run gets a folder of its own
+    trainer = GlooTrainer(overrides=settings)
+    trainer.add_callback("on_train_epoch_end", note_epoch)
+    trainer.train()
+    first, second = reports(settings)
+    check(first, second, settings)
+    assert Path(first["save_dir"]).name == "train-2"
+    noted = (Path(settings["project"]) / "callback.txt").read_text().split("\n")
+    assert sorted(filter(None, noted)) == ["0 0", "0 1", "1 0", "1 1"]
+
+
+def test_a_stopped_run_of_several_processes_resumes(settings, monkeypatch):
+    monkeypatch.setenv("STOP_AFTER", "0")
+    with pytest.raises(subprocess.CalledProcessError):
+        GlooTrainer(overrides=settings).train()
+    monkeypatch.delenv("STOP_AFTER")
+    (last,) = Path(settings["project"]).glob("*/weights/last.pt")
+    GlooTrainer(overrides={"resume": str(last)}).train()
+    first, second = reports(settings)
+    assert first["start_epoch"] == second["start_epoch"] == 1
+    check(first, second, settings)
+
+
+def test_two_hosts(settings):
+    """As the manual says it: torchrun on each host, one folder for both."""
+    (Path(settings["project"]) / "train").mkdir()
+    launch("GlooTrainer", settings, nodes=2, processes=1)
+    check(*reports(settings), settings)
+
+
+def test_the_averaged_gradient_is_that_of_the_joined_batch(settings):
+    launch("GradientTrainer", settings)
+    GradientTrainer(overrides=settings).train()
+    first, second, joined = (
+        torch.load(Path(settings["project"]) / f"gradient{rank}.pt", weights_only=False) for rank in (0, 1, -1)
+    )
+    assert same(first, second)
+    assert any(name.startswith("distill_adapters") for name in joined)
+    assert sum(g.norm() > 0 for g in joined.values()) > 60
+    total = torch.stack([g.norm() for g in joined.values()]).norm()
+    for name, gradient in joined.items():
+        assert (first[name] - gradient).norm() <= 1e-6 * total, name
+
+
+def test_several_processes_need_a_device_each(settings):
+    """Refused in a sentence: upstream would read the device's index out of 'cpu'."""
+    script = Path(settings["project"]) / "run.py"
+    script.write_text(
+        "import json, sys\n"
+        "from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer\n"
+        "DistillationClassificationTrainer(overrides=json.loads(sys.argv[1])).train()\n"
+    )
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    run = subprocess.run(
+        [sys.executable, script, json.dumps(settings)], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 1
+    assert "2 processes cannot train on 'device=cpu'" in run.stderr.splitlines()[-1]
