@@ -1,5 +1,8 @@
 """Runs that end early, fail on the way, or use upstream's other arguments: distillation goes on as training does."""
 
+import copy
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
 from ultralytics.utils.callbacks import get_default_callbacks
 
 
@@ -88,8 +92,75 @@ def test_resume_with_a_teacher_of_other_widths_is_refused(overrides, tmp_path):
     with pytest.raises(Stopped):
         trainer.train()
     narrow = train({**plain(overrides), "fraction": 0.2, "project": str(tmp_path / "narrow")}, ClassificationTrainer)
+    another = {"teacher": str(narrow.best), "teacher_hash": hashlib.sha256(narrow.best.read_bytes()).hexdigest()}
     with pytest.raises(ValueError, match=r"does not fit the adapters.*\(256, 128\).*\(128, 128\)"):
-        train({"resume": str(trainer.last), "teacher": str(narrow.best)})
+        train({"resume": str(trainer.last), **another})
+
+
+def test_resume_notices_a_teacher_whose_content_changed(overrides, tmp_path):
+    """Another file in its place is refused, by its content alone, until the user accepts that content."""
+    file = tmp_path / "teacher.pt"
+    shutil.copy(overrides["teacher"], file)
+    trainer = DistillationClassificationTrainer(
+        overrides={**overrides, "teacher": str(file), "epochs": 2, "fraction": 0.2}
+    )
+    trainer.add_callback("on_model_save", stop_after(0))
+    with pytest.raises(Stopped):
+        trainer.train()
+    began = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert YAML.load(trainer.save_dir / "args.yaml")["teacher_hash"] == began
+    ckpt = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        ckpt["model"].model[-1].linear.bias += 0.01
+    torch.save(ckpt, file)
+    changed = hashlib.sha256(file.read_bytes()).hexdigest()
+    before = trainer.last.read_bytes()
+    with pytest.raises(
+        ValueError, match=f"not what the run began with.*{changed}, not {began}.*teacher_hash={changed}"
+    ):
+        train({"resume": str(trainer.last)})
+    assert trainer.last.read_bytes() == before
+    resumed = train({"resume": str(trainer.last), "teacher_hash": changed})
+    assert (resumed.start_epoch, resumed.args.teacher_hash) == (1, changed)
+
+
+def test_a_run_can_ask_for_a_teacher_by_its_content(overrides):
+    content = hashlib.sha256(Path(overrides["teacher"]).read_bytes()).hexdigest()
+    for given in (content, content.upper()):
+        trainer = DistillationClassificationTrainer(overrides={**overrides, "teacher_hash": given})
+        assert trainer.args.teacher_hash == content
+    with pytest.raises(ValueError, match="not what was asked for"):
+        DistillationClassificationTrainer(overrides={**overrides, "teacher_hash": "0" * 64})
+
+
+def test_the_content_of_a_network_in_python_is_its_weights(overrides):
+    network = YOLO(overrides["teacher"])
+    first, same_again = (
+        DistillationClassificationTrainer(overrides={**overrides, "teacher": network}).args.teacher_hash
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        network.model.model[-1].linear.bias += 0.01
+    other = DistillationClassificationTrainer(overrides={**overrides, "teacher": network}).args.teacher_hash
+    assert first == same_again != other
+
+
+def test_early_stopping_goes_on_where_it_was(overrides, monkeypatch):
+    """A run whose fitness peaks at its second epoch stops at the same epoch, stopped in between or not."""
+    fitness = [0.1, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+    class Peaked(DistillationClassificationTrainer):
+        def validate(self):
+            metrics, _ = super().validate()
+            self.best_fitness = max(fitness[: self.epoch + 1])
+            return metrics, fitness[self.epoch]
+
+    settings = {**overrides, "fraction": 0.2, "epochs": 6, "patience": 2}
+    assert len(rows(train(settings, Peaked))) == 4
+    with pytest.raises(Stopped):
+        train({**settings, "name": "stopped"}, Peaked, on_model_save=stop_after(2))
+    resumed = train({"resume": str(Path(overrides["project"]) / "stopped" / "weights" / "last.pt")}, Peaked)
+    assert (resumed.start_epoch, len(rows(resumed))) == (3, 4)
 
 
 def test_recovery_from_nan_keeps_distilling(overrides):
@@ -110,30 +181,69 @@ def test_recovery_from_nan_keeps_distilling(overrides):
     assert all(float(row["train/feature_loss"]) > 0 for row in rows(trainer))
 
 
-def test_out_of_memory_halves_the_batch(overrides):
-    """Upstream rebuilds its loaders after an out-of-memory error; distillation goes on with the smaller batch."""
+@pytest.mark.parametrize("where", ["student", "teacher", "loss"])
+def test_out_of_memory_halves_the_batch(where, overrides):
+    """Whatever runs out of memory, upstream rebuilds its loaders, and distillation goes on with the smaller batch."""
     kept = []
 
     class Watched(DistillationClassificationTrainer):
         def _build_train_pipeline(self):
             if self._taps is not None:
-                kept.append(list(self._taps._outputs))
+                kept.append((list(self._taps._outputs), self._answer))
             super()._build_train_pipeline()
 
     def on_start(trainer):
-        head = trainer.model.model[-1]
-        forward = head.forward
+        owner, name = {
+            "student": (trainer.model.model[-1], "forward"),
+            "teacher": (trainer.teacher.first.model, "forward"),
+            "loss": (trainer.distillation_loss, "_adapt"),
+        }[where]
+        working = getattr(owner, name)
 
         def fail_once(x):
-            head.forward = forward
+            setattr(owner, name, working)
             raise RuntimeError("CUDA out of memory")
 
-        head.forward = fail_once
+        setattr(owner, name, fail_once)
 
     trainer = train(overrides, Watched, on_train_start=on_start)
-    assert kept == [[]]  # the failed step's graph was let go before the retry
+    assert kept == [([], None)]  # the failed step's graph was let go before the retry
     assert trainer.batch_size == overrides["batch"] // 2
     assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+@pytest.mark.parametrize("teacher", ["file", "self"])
+def test_automatic_batch_sizes_count_the_teacher(teacher, overrides, monkeypatch):
+    """What upstream profiles for `batch=-1` asks the teacher and computes every loss, and leaves the run as it was."""
+    profiled = {}
+
+    def check_train_batch_size(model, imgsz, **kwargs):
+        before = copy.deepcopy(model.student.state_dict())
+        copied = copy.deepcopy(model).train()
+        asked = []
+        hook = trainer.teacher.first.model.register_forward_hook(
+            lambda module, args, output: asked.append(len(args[0]))
+        )
+        total = copied(torch.rand(4, copied.yaml.get("channels", 3), imgsz, imgsz, requires_grad=True))
+        total.sum().backward()
+        hook.remove()
+        profiled.update(
+            asked=asked,
+            without_gradient=[n for n, p in copied.named_parameters() if p.grad is None or not p.grad.any()],
+            untouched=same(before, model.student.state_dict()) and all(p.grad is None for p in model.parameters()),
+        )
+        return 16
+
+    monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", check_train_batch_size)
+    settings = {**overrides, "batch": -1, "fraction": 0.2}
+    trainer = DistillationClassificationTrainer(
+        overrides={**settings, "teacher": overrides["teacher"] if teacher == "file" else "self"}
+    )
+    trainer.train()
+    assert profiled == {"asked": [4], "without_gradient": [], "untouched": True}
+    assert trainer.batch_size == 16
+    assert trainer.model.criterion is None
+    assert not any(m._forward_hooks for m in trainer.model.modules())
 
 
 def test_a_wholly_frozen_student_is_refused(overrides):

@@ -69,14 +69,14 @@ class _Criterion:
 class _Step(torch.nn.Module):
     """A training step as a network of images, for AutoBatch, which measures what a network and its gradients take."""
 
-    def __init__(self, student: torch.nn.Module, trainer: DistillationClassificationTrainer):
+    def __init__(self, student: torch.nn.Module, loss: DistillationLoss, trainer: DistillationClassificationTrainer):
         super().__init__()
         self.student, self.yaml = student, student.yaml
-        self._trainer = trainer
+        self.loss, self._trainer = loss, trainer
 
     def __deepcopy__(self, memo: dict) -> _Step:
-        """Copy the student, which is profiled, but neither the teacher nor the trainer."""
-        return _Step(copy.deepcopy(self.student, memo), self._trainer)
+        """Copy the student and its adapters, which get gradients, but neither the teacher nor the trainer."""
+        return _Step(*copy.deepcopy((self.student, self.loss), memo), self._trainer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the loss of a batch."""
@@ -86,7 +86,8 @@ class _Step(torch.nn.Module):
         try:
             answer = trainer.teacher(images.detach())
             labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-            return trainer._criterion(student, taps)(student(images), {"cls": labels, "teacher": answer})[0]
+            criterion = replace(trainer._criterion(student, taps), loss=self.loss)
+            return criterion(student(images), {"cls": labels, "teacher": answer})[0]
         finally:
             taps.remove()
 
@@ -468,7 +469,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         student = self.model
         if self.self_distillation:
             self.teacher.first.model = copy.deepcopy(student).eval()
-        self.model = _Step(student, self)
+        self.model = _Step(student, self.distillation_loss, self)
         try:
             return super().auto_batch(*args, **kwargs)
         finally:
