@@ -212,8 +212,8 @@ def test_out_of_memory_halves_the_batch(where, overrides):
     assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
 
 
-@pytest.mark.parametrize("teacher", ["file", "self"])
-def test_automatic_batch_sizes_count_the_teacher(teacher, overrides, monkeypatch):
+@pytest.mark.parametrize("source", ["file", "self"])
+def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch):
     """What upstream profiles for `batch=-1` asks the teacher and computes every loss, and leaves the run as it was."""
     profiled = {}
 
@@ -237,7 +237,7 @@ def test_automatic_batch_sizes_count_the_teacher(teacher, overrides, monkeypatch
     monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", check_train_batch_size)
     settings = {**overrides, "batch": -1, "fraction": 0.2}
     trainer = DistillationClassificationTrainer(
-        overrides={**settings, "teacher": overrides["teacher"] if teacher == "file" else "self"}
+        overrides={**settings, "teacher": overrides["teacher"] if source == "file" else "self"}
     )
     trainer.train()
     assert profiled == {"asked": [4], "without_gradient": [], "untouched": True}

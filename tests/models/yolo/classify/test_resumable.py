@@ -1,11 +1,6 @@
 """A stopped run: its checkpoints are whole, and resumed it is the run that never stopped."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from functools import partialmethod
 from pathlib import Path
 
@@ -123,38 +118,3 @@ def test_a_fault_while_writing_leaves_the_checkpoint_before_it(fault, overrides,
     resumed = train({"resume": str(last)})
     assert resumed.start_epoch == 1
     assert sorted(file.name for file in last.parent.iterdir()) == ["best.pt", "last.pt"]
-
-
-@pytest.mark.slow
-def test_a_killed_process_can_be_resumed(overrides):
-    """SIGKILL at instants spread over the run, in training, validation and writing alike."""
-    code = (
-        "import json\n"
-        "import sys\n"
-        "from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer\n"
-        "DistillationClassificationTrainer(overrides=json.loads(sys.argv[1])).train()\n"
-    )
-    settings = {**overrides, "epochs": 40, "patience": 0}
-    arguments, killed = settings, 0
-    for attempt in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        lasts = []
-        while process.poll() is None and not lasts:  # until it has saved once
-            time.sleep(0.05)
-            lasts = list(Path(overrides["project"]).glob("*/weights/last.pt"))
-        time.sleep(4 + 0.37 * attempt)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
-        (last,) = lasts
-        assert torch.load(last, weights_only=False)["run_state"]["last_step"] >= 0
-        arguments = {"resume": str(last)}
-    assert killed == 4
-    resumed = train(arguments)
-    assert resumed.start_epoch > 0
-    assert resumed.epoch == 39
-    assert sorted(file.name for file in last.parent.iterdir()) == ["best.pt", "last.pt"]
-    assert "run_state" not in torch.load(last, weights_only=False)

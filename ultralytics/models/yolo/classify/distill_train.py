@@ -267,6 +267,11 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self.data is None:
             self.data = super().get_dataset()
             self._resolved_data = self.args.data
+            if self.data.get(self.args.split) is None:
+                raise FileNotFoundError(
+                    f"'data={self.args.data}' has no folder '{self.args.split}' to validate on. Move some of its "
+                    f"training images there, in folders of the same names."
+                )
         self.args.data = self._resolved_data
         return self.data
 

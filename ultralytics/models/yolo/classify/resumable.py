@@ -129,9 +129,9 @@ class ResumableClassificationTrainer(ClassificationTrainer):
                 self.wdir, self.last, self.best = partial, partial / last.name, partial / best.name
                 saved = super().save_model()
                 if saved:
-                    ckpt = {**torch_load(self.last, map_location="cpu"), STATE: self._state()}
-                    for file in partial.iterdir():  # upstream writes one content to each
-                        torch.save(ckpt, file)
+                    torch.save({**torch_load(self.last, map_location="cpu"), STATE: self._state()}, self.last)
+                    for file in set(partial.iterdir()) - {self.last}:  # upstream writes one content to each
+                        shutil.copyfile(self.last, file)
         finally:
             self.wdir, self.last, self.best = folder, last, best
         return saved
@@ -259,26 +259,41 @@ class ResumableClassificationTrainer(ClassificationTrainer):
         """
         partial, last = folder / ".partial", self.last
         try:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-            partial.mkdir(parents=True)
-            yield partial
-            files = sorted(partial.iterdir(), key=lambda file: file.name == last.name)
-            for file in files:
-                with file.open("rb+") as f:
-                    os.fsync(f.fileno())
-            for file in files:
-                os.replace(file, folder / file.name)
+            with self._explained(folder, last):
+                shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+                partial.mkdir(parents=True)
+                yield partial
+                files = sorted(partial.iterdir(), key=lambda file: file.name == last.name)
+                for file in files:
+                    with file.open("rb+") as f:
+                        os.fsync(f.fileno())
+                for file in files:
+                    os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @contextmanager
+    def _explained(self, folder: Path, last: Path) -> Iterator[None]:
+        """Say what is saved, and how to go on, where writing fails."""
+        full = os.strerror(errno.ENOSPC)
+        try:
+            yield
         except (OSError, RuntimeError) as e:
-            if isinstance(e, RuntimeError) and "PytorchStreamWriter" not in str(e):  # what torch.save says of a disk
+            if (
+                not isinstance(e, OSError) and shutil.disk_usage(folder).free > 1 << 20
+            ):  # what torch.save says of a disk
                 raise
             raise OSError(
-                getattr(e, "errno", None) or errno.EIO,
-                f"{getattr(e, 'strerror', None) or 'writing failed'}. What was saved before is whole: make room, then "
+                getattr(e, "errno", None) or errno.ENOSPC,
+                f"{getattr(e, 'strerror', None) or full}. What was saved before is whole: make room, then "
                 + (f"go on with 'resume={last}'" if last.exists() else "start again, as no epoch was saved"),
                 str(folder),
             ) from e
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add an epoch to results.csv; a line that is cut short is taken out on resume."""
+        with self._explained(self.csv.parent, self.last):
+            super().save_metrics(metrics)
 
     def _strip(self, ckpt: dict[str, Any]) -> None:
         """Take out of a checkpoint what else plain training would not have written."""

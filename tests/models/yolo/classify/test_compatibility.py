@@ -1,0 +1,151 @@
+"""The manual's table of upstream's training features, row by row: each works as in plain training, or is refused."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import DISTILLATION_LOSSES, rows, same, train, weights
+from ultralytics import YOLO
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils.torch_utils import is_qat, unwrap_model
+
+ROOT = Path(__file__).parents[4]
+
+
+@dataclass
+class Run:
+    """A run that ended, and what it was at its start."""
+
+    trainer: Any
+    begun: dict[str, torch.Tensor]
+    overrides: dict[str, Any]
+
+    @property
+    def files(self):
+        return {file.name for file in self.trainer.wdir.iterdir()}
+
+    @property
+    def ended(self):
+        return unwrap_model(self.trainer.model).state_dict()
+
+
+def begun_of(run, file):
+    """Compare the weights at the start with those of a file, the head aside."""
+    backbone = {k: v for k, v in weights(file).items() if not k.startswith("model.10.")}
+    return same({k: run.begun[k].float() for k in backbone}, {k: v.float() for k, v in backbone.items()})
+
+
+WORKS = {
+    "freeze=3": lambda run: [same_weight(run, f"model.{i}.conv.weight") for i in (0, 1, 3)] == [True, True, False],
+    "dropout=0.2": lambda run: run.trainer.model.model[-1].drop.p == 0.2,
+    "pretrained=path/to/weights.pt": lambda run: begun_of(run, run.overrides["pretrained"]),
+    "optimizer=SGD": lambda run: type(run.trainer.optimizer).__name__ == "SGD",
+    "optimizer=MuSGD": lambda run: type(run.trainer.optimizer).__name__ == "MuSGD",
+    "optimizer=auto": lambda run: type(run.trainer.optimizer).__name__ == "AdamW",
+    "cos_lr=True": lambda run: float(rows(run.trainer)[0]["lr/pg0"]) > 0,
+    "nbs=8": lambda run: run.trainer.accumulate == 1,
+    "batch=-1": lambda run: run.trainer.batch_size == 16,  # what upstream takes on a CPU
+    "cache=ram": lambda run: run.trainer.train_loader.dataset.cache_ram,
+    "fraction=0.5": lambda run: len(run.trainer.train_loader.dataset) == 100,
+    "imgsz=40": lambda run: run.trainer.args.imgsz == 64,
+    "seed=3": lambda run: run.trainer.args.seed == 3,
+    "epochs=9 time=0.0005": lambda run: len(rows(run.trainer)) < 9,
+    "epochs=9 patience=1": lambda run: len(rows(run.trainer)) < 9,
+    "epochs=2 save_period=1": lambda run: run.files == {"best.pt", "last.pt", "epoch0.pt", "epoch1.pt"},
+    "save=False": lambda run: run.files == {"best.pt", "last.pt"},  # as upstream, of the last epoch
+    "epochs=2 val=False": lambda run: float(rows(run.trainer)[0]["metrics/accuracy_top1"]) == 0,
+    "plots=True": lambda run: (run.trainer.save_dir / "results.png").exists(),
+    "profile=True": lambda run: True,
+    "cls_pw=0.5": lambda run: same(weights(run.trainer.last), weights(train(plainly(run)).last)),
+    "quantize=8 feature_distill=False": lambda run: is_qat(run.trainer.model),
+    "compile=True": lambda run: hasattr(run.trainer.model, "_orig_mod"),
+}
+REFUSED = {
+    "quantize=8": "'quantize=8' would quantize the adapters",
+    "freeze=11": "'freeze=11' froze the entire student",
+}
+ELSEWHERE = {"data=[a, b]": "below", "device=0,1": "test_distill_train_ddp.py", "resume=True": "test_resumable.py"}
+SLOW = {"compile=True", "quantize=8 feature_distill=False", "optimizer=MuSGD", "epochs=9 patience=1"}
+
+
+def same_weight(run, name):
+    return torch.equal(run.begun[name], run.ended[name])
+
+
+def plainly(run):
+    return {k: v for k, v in run.overrides.items() if k != "cls_pw"}
+
+
+def read(row, teacher):
+    """Return a row's settings as upstream's command line would."""
+    settings = dict(setting.split("=") for setting in row.split())
+    settings = {k: YAML_VALUES.get(v, v) for k, v in settings.items()}
+    if "pretrained" in settings:
+        settings["pretrained"] = str(teacher)
+    return {k: float(v) if isinstance(v, str) and re.fullmatch(r"-?[\d.]+", v) else v for k, v in settings.items()}
+
+
+YAML_VALUES = {"True": True, "False": False} | {str(i): i for i in range(-1, 100)}
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, marks=pytest.mark.slow) if r in SLOW else r for r in WORKS])
+def test_works(row, overrides, teacher, tmp_path, monkeypatch):
+    if "quantize" in row:
+        pytest.importorskip("modelopt")
+    settings = {"fraction": 0.2, **overrides, **read(row, teacher)}
+    if "pretrained" in row:  # of the student's own architecture
+        settings["pretrained"] = str(train({**overrides, "fraction": 0.2, "project": str(tmp_path)}).best)
+    begun = {}
+    trainer = train(settings, on_train_start=lambda t: begun.update(copied(t)))
+    assert WORKS[row](Run(trainer, begun, settings))
+    on = [name for name in DISTILLATION_LOSSES if settings.get(name.replace("_loss", "_distill"), True)]
+    assert all(float(row[f"train/{name}"]) > 0 for row in rows(trainer) for name in on)
+    assert all(math.isfinite(float(v)) for row in rows(trainer) for v in row.values())
+    assert YOLO(trainer.best)(torch.rand(1, 3, 32, 32))[0].probs.data.shape == (10,)
+    assert not any("distill_adapters" in key for key in weights(trainer.best))
+
+
+def copied(trainer):
+    return {k: v.clone() for k, v in unwrap_model(trainer.model).state_dict().items()}
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_is_refused(row, overrides, teacher):
+    with pytest.raises((ValueError, RuntimeError), match=re.escape(REFUSED[row])):
+        train({**overrides, **read(row, teacher)})
+
+
+def test_a_list_of_datasets(overrides, digits):
+    """Upstream's MultiTrainer, from its own interface."""
+    arguments = {**overrides, "fraction": 0.2, "data": [str(digits), str(digits)]}
+    del arguments["model"]
+    results = YOLO("yolo11n-cls.yaml").train(trainer=DistillationClassificationTrainer, **arguments)
+    assert list(results) == ["digits", "digits-2"]
+    assert all(0 <= metrics["metrics/accuracy_top1"] <= 1 for metrics in results.values())
+    tables = list(Path(overrides["project"]).glob("*/digits*/results.csv"))
+    assert len(tables) == 2
+    assert all("train/feature_loss" in table.read_text() for table in tables)
+
+
+def test_tuning_is_refused_by_upstream(overrides):
+    """Its tuner starts upstream's own trainer."""
+    arguments = {k: v for k, v in overrides.items() if k != "model"}
+    with pytest.raises(SyntaxError, match="'teacher' is not a valid YOLO argument"):
+        YOLO("yolo11n-cls.yaml").tune(trainer=DistillationClassificationTrainer, iterations=1, **arguments)
+    assert not Path(overrides["project"]).exists()
+
+
+@pytest.mark.parametrize("manual", ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"])
+def test_the_manual_lists_these(manual):
+    """Each row of its table is one of the above, and says as much."""
+    table = re.search(r"<!-- compatibility -->\n\n(.*?)\n\n", (ROOT / manual).read_text(encoding="utf-8"), re.DOTALL)
+    cells = [line.strip("| ").split(" | ") for line in table.group(1).splitlines()[2:]]
+    works, refused = ("works", "refused") if "zh" not in manual else ("可用", "拒绝")
+    assert {first.strip("`"): result for first, result, *_ in cells} == {
+        **dict.fromkeys(WORKS | ELSEWHERE, works),
+        **dict.fromkeys([*REFUSED, "model.tune()"], refused),
+    }

@@ -1,0 +1,114 @@
+"""Datasets with faults: each trains, or is refused in a sentence before the first epoch."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from helpers import DISTILLATION_LOSSES, rows, train
+
+
+def images(folder, split):
+    return sorted((folder / split).rglob("*.png"))
+
+
+def truncate(*splits, every=1):
+    def spoil(folder):
+        for split in splits:
+            for file in images(folder, split)[::every]:
+                file.write_bytes(file.read_bytes()[:40])
+
+    return spoil
+
+
+def empty_a_class(folder):
+    for file in (folder / "train" / "3").iterdir():
+        file.unlink()
+
+
+def remove(*parts):
+    return lambda folder: shutil.rmtree(folder.joinpath(*parts))
+
+
+def add_a_class_to_val(folder):
+    shutil.copytree(folder / "val" / "3", folder / "val" / "other")
+
+
+def rewrite(change):
+    def spoil(folder):
+        for file in images(folder, "train") + images(folder, "val"):
+            cv2.imwrite(str(file), change(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)))
+
+    return spoil
+
+
+def leave(folder):
+    pass
+
+
+@pytest.fixture
+def spoiled(digits, tmp_path, overrides):
+    """Return a function that gives the arguments for a spoiled copy of the digits."""
+
+    def copy(spoil, settings):
+        folder = tmp_path / "spoiled"
+        shutil.copytree(digits, folder, ignore=shutil.ignore_patterns("*.cache"))
+        spoil(folder)
+        return {**overrides, "data": str(folder), **settings}
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "count"),
+    [
+        (truncate("train", "val", every=10), {}, 180),
+        (empty_a_class, {}, 180),
+        (remove("val", "3"), {}, 200),
+        (add_a_class_to_val, {}, 200),
+        (rewrite(lambda image: image), {}, 200),
+        (rewrite(lambda image: np.dstack([image] * 4)), {}, 200),
+        (leave, {"batch": 199, "imgsz": 64}, 200),
+        (leave, {"batch": 1, "imgsz": 64, "fraction": 0.05}, 10),
+        (leave, {"fraction": 0.1}, 20),
+        (leave, {"single_cls": True, "response_distill": False}, 200),
+    ],
+    ids=[
+        "one image in ten is truncated",
+        "an empty class folder",
+        "a class that val lacks",
+        "a class that only val has",
+        "one channel",
+        "four channels",
+        "one image in the last batch",
+        "one image per batch",
+        "a fraction",
+        "one class",
+    ],
+)
+def test_trains(spoil, settings, count, spoiled):
+    trainer = train(spoiled(spoil, settings))
+    assert len(trainer.train_loader.dataset) == count
+    (row,) = rows(trainer)
+    on = [name for name in DISTILLATION_LOSSES if name != "response_loss" or "response_distill" not in settings]
+    assert all(float(row[f"train/{name}"]) > 0 for name in on)
+    assert trainer.best.exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "message"),
+    [
+        (truncate("train"), {}, "No images found in 'train' split"),
+        (truncate("val"), {}, "No images found in 'val' split"),
+        (remove("val"), {}, "has no folder 'val' to validate on"),
+        (remove("train"), {}, "No images found|knows 0 of the dataset's"),
+        (leave, {"batch": 199}, "final batch=1 training at imgsz=32"),
+        (leave, {"single_cls": True}, "knows 0 of the dataset's 1 classes"),
+    ],
+    ids=["no whole image", "no whole image in val", "no val", "no train", "one image in the last batch", "one class"],
+)
+def test_is_refused(spoil, settings, message, spoiled):
+    epochs = []
+    with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=message):
+        train(spoiled(spoil, settings), on_train_epoch_start=epochs.append)
+    assert not epochs
