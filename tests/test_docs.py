@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from helpers import TRAINING, load_benchmark
+from helpers import TRAINING, load_benchmark, train
 from teachers import onnx, timm_safetensors
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
@@ -28,6 +28,14 @@ def blocks(document, language):
 def commands(document):
     """Return the single commands of a document's bash blocks."""
     return [c.strip() for block in blocks(document, "bash") for line in block.splitlines() for c in line.split("&&")]
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def stop(trainer):
+    raise Stopped
 
 
 COMMANDS = sorted({command for document in DOCUMENTS for command in commands(document) if command})
@@ -82,6 +90,10 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
     if first in {"pip", "make", "pytest"}:
         assert command in CI or command in {'pip install -e ".[example]"', 'pytest -m "not slow"'}
         return
+    if first == "torchrun":  # tests/models/yolo/classify/test_distill_train_ddp.py runs the like
+        script, *arguments = shlex.split(command)[shlex.split(command).index("train.py") :]
+        DistillationArgs.split(parse_arguments(arguments))
+        return
     script = shlex.split(command)[1]
     arguments = shlex.split(command)[2:]
     if script.startswith("benchmarks/"):  # tests/benchmarks runs them; as written they take longer than all other tests
@@ -90,6 +102,13 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
             DistillationArgs(**parse_arguments(variant.split() if "=" in variant else []))
         known = {**DEFAULT_CFG_DICT, **load_benchmark(Path(script).stem).SETTINGS}
         assert given.keys() <= known.keys()
+        return
+    if "resume=path/to/last.pt" in arguments:
+        with pytest.raises(Stopped):
+            train({**overrides, "epochs": 2, "fraction": 0.2}, on_fit_epoch_end=stop)
+        (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+        done = subprocess.run([sys.executable, ROOT / script, f"resume={last}"], cwd=tmp_path)
+        assert done.returncode == 0
         return
     places = {"path/to/best.pt": overrides["teacher"], "path/to/dataset": overrides["data"]}
     for place, make in (("path/to/weights.safetensors", timm_safetensors), ("path/to/model.onnx", onnx)):
