@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import plain, rows, same, train, weights
 from ultralytics.models.yolo.classify import ClassificationTrainer, resumable
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.models.yolo.classify.resumable import ResumableClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 
@@ -118,3 +119,27 @@ def test_a_fault_while_writing_leaves_the_checkpoint_before_it(fault, overrides,
     resumed = train({"resume": str(last)})
     assert resumed.start_epoch == 1
     assert sorted(file.name for file in last.parent.iterdir()) == ["best.pt", "last.pt"]
+
+
+@pytest.mark.slow
+def test_with_loader_workers_a_resumed_run_differs_less_than_one_of_another_seed(overrides, tmp_path):
+    """Workers draw ahead, so the order of images and their augmentation begin anew; all else is as it was."""
+
+    class WithWorkers(DistillationClassificationTrainer):
+        def get_dataloader(self, *args, **kwargs):
+            self.args.workers = 2  # upstream sets none on the CPU
+            return super().get_dataloader(*args, **kwargs)
+
+    def run(name, **settings):
+        return train({**overrides, "epochs": 4, "project": str(tmp_path / name), **settings}, WithWorkers)
+
+    def distance(a, b):
+        a, b = (torch.cat([v.flatten() for k, v in x.items() if k.endswith("weight")]) for x in (a, b))
+        return ((a - b).norm() / b.norm()).item()
+
+    whole, other = weights(run("whole").last), weights(run("other", seed=1).last)
+    with pytest.raises(Stopped):
+        train({**overrides, "epochs": 4}, WithWorkers, on_fit_epoch_end=stop_after(2))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    resumed = weights(train({"resume": str(last)}, WithWorkers).last)
+    assert distance(resumed, whole) < distance(other, whole) / 10
