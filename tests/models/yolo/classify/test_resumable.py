@@ -143,3 +143,25 @@ def test_with_loader_workers_a_resumed_run_differs_less_than_one_of_another_seed
     (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
     resumed = weights(train({"resume": str(last)}, WithWorkers).last)
     assert distance(resumed, whole) < distance(other, whole) / 10
+
+
+def test_last_is_the_last_to_be_replaced(overrides, monkeypatch):
+    """Killed between best.pt and last.pt, a run repeats the epoch; the other way round it would miss its best."""
+    replaced, replace = [], os.replace
+
+    def stop_between(source, target):
+        if len(replaced) == 3:  # best.pt and last.pt of the first epoch, and one of the second
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+        replaced.append(Path(target).name)
+
+    monkeypatch.setattr(resumable.os, "replace", stop_between)
+    monkeypatch.setattr(DistillationClassificationTrainer, "validate", better_every_epoch)
+    with pytest.raises(OSError, match="Input/output error"):
+        train({**overrides, "epochs": 2, "fraction": 0.2})
+    assert replaced == ["best.pt", "last.pt", "best.pt"]
+
+
+def better_every_epoch(trainer):
+    trainer.best_fitness = float(trainer.epoch)
+    return {}, trainer.best_fitness
