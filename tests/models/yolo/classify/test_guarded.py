@@ -98,6 +98,7 @@ def test_a_bad_batch_leaves_no_trace(cause, overrides):
             assert same(values, optimizer[i])
         assert all(v.isfinite().all() for v in trainer.ema.ema.state_dict().values())
         assert trainer.loss.isfinite()
+        assert trainer.scaler.get_scale() == 1
         assert all(v.isfinite() for v in trainer.tloss.values())
         compared.append(copy.deepcopy(now))
 
