@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from ultralytics.utils.distillation import DistillationLoss, attention_loss, average_logits, feature_loss, response_loss
+from ultralytics.utils.distillation import (
+    DistillationLoss,
+    attention_loss,
+    average_logits,
+    compress_logits,
+    feature_loss,
+    response_loss,
+    restore_logits,
+)
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -337,3 +345,25 @@ def test_average_of_one_is_itself_and_extremes_stay_finite():
     far = torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])
     torch.testing.assert_close(average_logits(far, [0.5, 0.5], 1.0).softmax(1), torch.tensor([[0.5, 0.5]]))
     assert average_logits([x.half(), x.half()], [0.5, 0.5]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_compressed_logits_keep_the_mass(temperature):
+    """At the temperature: the top probabilities, and the sum of the others, against a NumPy evaluation."""
+    logits = torch.randn(6, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5
+    values, indices, rest = compress_logits(logits, 20, temperature)
+    restored = (restore_logits(values, indices, rest, 200) / temperature).softmax(1).numpy()
+    powers = np.exp(logits.numpy() / temperature)
+    expected = powers / powers.sum(1, keepdims=True)
+    order = np.argsort(-expected, 1)
+    top, others = order[:, :20], order[:, 20:]
+    np.testing.assert_allclose(np.take_along_axis(restored, top, 1), np.take_along_axis(expected, top, 1), rtol=1e-9)
+    shares = np.take_along_axis(restored, others, 1)
+    np.testing.assert_allclose(shares.sum(1), np.take_along_axis(expected, others, 1).sum(1), rtol=1e-9)
+    np.testing.assert_allclose(shares.std(1), 0, atol=1e-12)
+
+
+def test_compressed_extremes_stay_finite():
+    logits = torch.full((1, 200), -1e4).index_fill(1, torch.tensor([3]), 1e4)
+    restored = restore_logits(*compress_logits(logits, 10), 200)
+    torch.testing.assert_close(restored, logits)

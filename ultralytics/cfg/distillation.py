@@ -91,6 +91,13 @@ _SHARES = _Kind(
     "one number greater than 0 per teacher",
     lambda v: v is None or (len(v) > 0 and all(0 < x < math.inf for x in v)),
 )
+_CACHE = _Kind(
+    "None, bool or str",
+    lambda v: v is None or isinstance(v, (bool, str)),
+    "`ram` or True, `disk`, None or False",
+    lambda v: v in {None, True, False, "ram", "disk"},
+)
+_COUNT = _Kind("int", lambda v: type(v) is int, "1 or greater", lambda v: v >= 1)
 _HASH = _Kind(
     "None, str or a list of str",
     lambda v: all(isinstance(x, str) for x in as_list(v)),
@@ -147,6 +154,10 @@ class DistillationArgs:
     teacher_hash: str | list | None = _parameter(
         _HASH, None, "SHA-256 that the teacher's file must have; None = any. A run records it, and `resume` compares it"
     )
+    teacher_cache: bool | str | None = _parameter(
+        _CACHE, None, "Ask the teacher once about each view of an image, and keep its answers in memory or on disk"
+    )
+    teacher_views: int = _parameter(_COUNT, 8, "Views of each image, augmented in as many ways, with `teacher_cache`")
     self_distill_start: int = _parameter(
         _EPOCH, 0, "Epoch, counted from 0, from which `teacher=self` teaches; before it training is plain"
     )
@@ -194,6 +205,10 @@ class DistillationArgs:
     def _check_teachers(self) -> None:
         """Check what is given per teacher."""
         count = len(self.teachers)
+        if self.teacher_cache is True:
+            object.__setattr__(self, "teacher_cache", "ram")
+        if self.teacher == "self" and self.teacher_cache:
+            raise ValueError("'teacher=self' learns, so its answers change. Leave out 'teacher_cache'.")
         if "self" in self.teachers and count > 1:
             raise ValueError("'teacher=self' teaches alone. Give it by itself, or a list of other teachers.")
         if self.teacher_weights is not None and len(self.teacher_weights) != count:

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ("DistillationLoss", "attention_loss", "average_logits", "feature_loss", "response_loss")
+__all__ = (
+    "DistillationLoss",
+    "attention_loss",
+    "average_logits",
+    "compress_logits",
+    "feature_loss",
+    "response_loss",
+    "restore_logits",
+)
 
 
 def response_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -67,6 +75,34 @@ def average_logits(logits: Sequence[Tensor], weights: Sequence[float], temperatu
         for x, weight in zip(logits, weights, strict=True)
     ]
     return torch.stack(weighted).logsumexp(0) * temperature
+
+
+def compress_logits(logits: Tensor, top: int, temperature: float = 4.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest logits of each image, and one logit that stands for each of the others.
+
+    The others share their softened mass equally: `temperature * (logsumexp(others / temperature) - log(C - top))`, so
+    at this temperature the probabilities of the largest, and the sum of the others', are what they were.
+
+    Args:
+        logits (Tensor): Logits of shape (B, C), any floating dtype.
+        top (int): How many to keep, 0 < top < C.
+        temperature (float): Softening temperature, > 0.
+
+    Returns:
+        values (Tensor): The largest logits, (B, top), float32 (float64 for float64 logits).
+        indices (Tensor): Their classes, (B, top), int64.
+        rest (Tensor): The logit of each other class, (B, 1).
+    """
+    logits = _full_precision(logits)
+    values, indices = logits.topk(top, 1)
+    others = (logits / temperature).scatter(1, indices, -torch.inf)
+    rest = temperature * (others.logsumexp(1, keepdim=True) - math.log(logits.shape[1] - top))
+    return values, indices, rest
+
+
+def restore_logits(values: Tensor, indices: Tensor, rest: Tensor, classes: int) -> Tensor:
+    """Return the logits of shape (B, classes) that `compress_logits` stands for."""
+    return rest.expand(-1, classes).scatter(1, indices, values)
 
 
 def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs, as_list
+from ultralytics.data.views import RepeatableViews
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
 from ultralytics.nn.class_names import read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.nn.teacher import Teacher, TeacherEnsemble
+from ultralytics.nn.teacher_cache import CachedTeacher, cache_key
 from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.checks import check_imgsz, check_model_file_from_stem
@@ -134,6 +136,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         self.levels: list[tuple[FeatureLevel, FeatureLevel]] = []
         self.distillation_loss: DistillationLoss | None = None
         self._taps: FeatureTaps | None = None
+        self._cached: CachedTeacher | None = None
         self._answer: tuple[Tensor, list[Tensor]] | None = None  # the teacher's to the last batch
         super().__init__(cfg, overrides, _callbacks)
         if RANK != -1:
@@ -338,6 +341,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self._attach()
+        if self.distillation.teacher_cache and self.distillation_loss is not None:
+            self._cached = self._open_cache()
         if self.distillation.teacher_check and RANK in {-1, 0}:
             self._check_teacher()
 
@@ -349,6 +354,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
 
     def final_eval(self):
         """Leave a plain student and plain checkpoints behind, then evaluate the best one."""
+        if self._cached is not None:
+            self._log([self._cached.report])
         self._detach()
         student = unwrap_model(self.model)
         if hasattr(student, "distill_adapters"):
@@ -365,8 +372,59 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         batch = super().preprocess_batch(batch)
         waiting = self.self_distillation and self.epoch < self.distillation.self_distill_start
         if self._taps is not None and self.distillation_loss is not None and not waiting:
-            batch["teacher"] = self._answer = self.teacher(batch["img"])
+            batch["teacher"] = self._answer = (
+                self.teacher(batch["img"])
+                if self._cached is None
+                else self._cached(batch["img"], batch["index"], batch["view"])
+            )
         return batch
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: Any = None):
+        """Build a dataset, for training with views that repeat if the teacher's answers are kept."""
+        dataset = super().build_dataset(img_path, mode, batch)
+        args = self.distillation
+        return RepeatableViews(dataset, args.teacher_views) if mode == "train" and args.teacher_cache else dataset
+
+    def _model_train(self) -> None:
+        """Begin an epoch, with its views."""
+        super()._model_train()
+        if isinstance(self.train_loader.dataset, RepeatableViews):
+            self.train_loader.dataset.epoch.fill_(self.epoch)
+
+    def _open_cache(self) -> CachedTeacher:
+        """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on."""
+        args, dataset = self.distillation, self.train_loader.dataset
+        file = None
+        if args.teacher_cache == "disk":
+            root = Path(dataset.root)
+            key = cache_key(
+                teacher=args.teacher_hash,
+                source=self.teacher.source,
+                arguments=[args.teacher_imgsz, args.teacher_mean, args.teacher_std, args.teacher_weights],
+                temperature=args.temperature,
+                classes=[member.names for member in self.teacher.members] + [self.teacher.classes],
+                levels=[str(level) for _, level in self.levels],
+                images=[
+                    (os.path.relpath(f, root), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f, *_ in dataset.samples
+                ],
+                transforms=str(dataset.torch_transforms),
+                views=args.teacher_views,
+                amp=str(self.args.amp if self.amp else False),
+            )
+            file = root.parent / "teacher_cache" / f"{root.name}-{key}.bin"
+        images = torch.zeros(1, self.data["channels"], self._imgsz, self._imgsz, device=self.device)
+        try:
+            if file is not None:
+                file.parent.mkdir(exist_ok=True)
+            cached = CachedTeacher(self.teacher, images, len(dataset), args.teacher_views, args.temperature, file)
+        except (OSError, MemoryError) as e:
+            raise type(e)(
+                f"'teacher_cache={args.teacher_cache}' cannot keep {args.teacher_views} views of {len(dataset):,} "
+                f"images: {getattr(e, 'strerror', None) or e}. Set a smaller 'teacher_views', 'feature_distill=False "
+                f"attention_distill=False', or leave it out."
+            ) from e
+        self._log([f"The teacher's cache of {cached.cache.size / 1e6:,.1f} MB is in {file or 'memory'}."])
+        return cached
 
     def _cause(self, name: str) -> str:
         """Return "teacher" for a loss that its answer made NaN or infinite."""

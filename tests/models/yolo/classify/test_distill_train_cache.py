@@ -1,0 +1,190 @@
+"""Training on kept answers: the teacher is asked once, and the run is the one that asks it every time."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DISTILLATION_LOSSES, rows, same, train, weights
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils import LOGGER
+
+
+class Asking(DistillationClassificationTrainer):
+    """Counts the images that the teacher answers while training."""
+
+    asked = 0
+
+    def preprocess_batch(self, batch):
+        hook = self.teacher.first.model.register_forward_hook(self._count)
+        try:
+            return super().preprocess_batch(batch)
+        finally:
+            hook.remove()
+
+    def _count(self, module, args, output):
+        self.asked += len(args[0])
+
+
+class Uncached(DistillationClassificationTrainer):
+    """The same views, each asked for every time, in full precision."""
+
+    def _open_cache(self):
+        cached = super()._open_cache()
+        cached.cache.read = None
+
+        class Direct:
+            report = ""
+
+            def __call__(self, images, index, view):
+                return cached.teacher(images)
+
+        return Direct()
+
+
+@pytest.fixture
+def cached(overrides, digits, tmp_path):
+    """Arguments of a run with a cache, on a copy of the digits."""
+    shutil.copytree(digits, tmp_path / "digits")
+    return {
+        **overrides,
+        "data": str(tmp_path / "digits"),
+        "epochs": 4,
+        "fraction": 0.4,
+        "teacher_cache": "disk",
+        "teacher_views": 2,
+    }
+
+
+def files(cached):
+    return sorted((Path(cached["data"]) / "teacher_cache").glob("*.bin"))
+
+
+@pytest.mark.parametrize("where", ["ram", "disk", True])
+def test_the_teacher_is_asked_once_about_each_view(where, cached, monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
+    trainer = train({**cached, "teacher_cache": where}, Asking)
+    assert trainer.asked == 2 * 80
+    assert (trainer._cached.cache.hits, trainer._cached.cache.misses) == (160, 160)
+    assert trainer.args.teacher_cache == ("disk" if where == "disk" else "ram")
+    assert len(files(cached)) == (where == "disk")
+    assert any("held 160 of 320 answers" in line and "MB" in line for line in said)
+    assert all(float(row[f"train/{name}"]) > 0 for row in rows(trainer) for name in DISTILLATION_LOSSES)
+
+
+def test_the_next_run_reads_what_is_there_and_is_the_same_run(cached):
+    cold = train(cached, Asking)
+    warm = train(cached, Asking)
+    assert (cold.asked, warm.asked) == (160, 0)
+    assert same(weights(cold.last), weights(warm.last))
+    content = bytearray(files(cached)[0].read_bytes())
+    for i in range(1000, len(content), len(content) // 7):
+        content[i] ^= 255
+    files(cached)[0].write_bytes(content)
+    damaged = train(cached, Asking)
+    assert damaged.asked == 7
+    for a, b in zip(rows(cold), rows(damaged), strict=True):  # answers to other batches are rounded otherwise
+        assert float(a["train/feature_loss"]) == pytest.approx(float(b["train/feature_loss"]), rel=1e-2)
+
+
+def test_it_is_the_run_that_asks_every_time(cached):
+    """To half precision: the losses of the first epoch, and the weights."""
+    settings = {**cached, "epochs": 1}
+    kept, direct = train(settings), train(settings, Uncached)
+    for name in DISTILLATION_LOSSES:
+        a, b = (float(rows(trainer)[0][f"train/{name}"]) for trainer in (kept, direct))
+        assert a == pytest.approx(b, rel=2e-3)
+    a, b = (
+        torch.cat([v.flatten() for k, v in weights(t.last).items() if k.endswith("weight")]) for t in (kept, direct)
+    )
+    assert (a - b).norm() < 0.01 * b.norm()
+
+
+def retrain_teacher(settings, tmp_path):
+    ckpt = torch.load(settings["teacher"], weights_only=False)
+    with torch.no_grad():
+        ckpt["model"].model[-1].linear.bias += 1
+    torch.save(ckpt, tmp_path / "other.pt")
+    return {"teacher": str(tmp_path / "other.pt")}
+
+
+def touch_an_image(settings, tmp_path):
+    file = min((Path(settings["data"]) / "train" / "0").iterdir())
+    file.write_bytes((Path(settings["data"]) / "val" / "0" / "00000.png").read_bytes())
+    return {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        retrain_teacher,
+        touch_an_image,
+        lambda settings, tmp_path: {"imgsz": 64},
+        lambda settings, tmp_path: {"erasing": 0.1},
+        lambda settings, tmp_path: {"teacher_imgsz": 64},
+        lambda settings, tmp_path: {"teacher_views": 3},
+        lambda settings, tmp_path: {"feature_distill": False, "attention_distill": False},
+        lambda settings, tmp_path: {"fraction": 0.3},
+    ],
+    ids=["teacher", "image", "imgsz", "erasing", "teacher_imgsz", "views", "levels", "fraction"],
+)
+def test_answers_to_something_else_are_not_read(change, cached, tmp_path):
+    settings = {**cached, "epochs": 1}
+    train(settings)
+    other = train({**settings, **change(settings, tmp_path)}, Asking)
+    assert other.asked == len(other.train_loader.dataset)
+    assert len(files(cached)) == 2
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"lr0": 0.01}, {"distill_alpha": 0.5}, {"batch": 16}], ids=str)
+def test_answers_serve_other_runs(change, cached):
+    settings = {**cached, "epochs": 1}
+    train(settings)
+    assert train({**settings, **change}, Asking).asked == 0
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_a_stopped_run_resumes_as_the_same_run(where, cached, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(trainer):
+        if trainer.epoch == 1:
+            raise Stopped
+
+    settings = {**cached, "teacher_cache": where}
+    whole = train({**settings, "project": str(tmp_path / "whole")})
+    with pytest.raises(Stopped):
+        train(settings, on_fit_epoch_end=stop)
+    (last,) = Path(settings["project"]).glob("*/weights/last.pt")
+    assert same(weights(train({"resume": str(last)}).last), weights(whole.last))
+
+
+def test_a_teacher_that_is_not_finite_is_not_kept(cached):
+    def spoil(trainer):
+        trainer.teacher.first.model.model[4].register_forward_hook(lambda module, args, output: output * torch.nan)
+
+    settings = {**cached, "epochs": 1}
+    assert train(settings, on_train_start=spoil).skipped == {"teacher": 3}
+    assert train(settings, Asking).asked == 80
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher_cache": "tape"}, "'teacher_cache=tape' is an invalid value"),
+        ({"teacher_cache": "ram", "teacher_views": 0}, "'teacher_views=0' is an invalid value"),
+        ({"teacher_cache": "ram", "teacher": "self"}, "its answers change"),
+        ({"teacher_cache": "ram", "teacher_views": 10**9}, "'teacher_cache=ram' cannot keep 1000000000 views"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(settings, message, overrides):
+    with pytest.raises((ValueError, MemoryError), match=message):
+        train({**overrides, **settings})
+
+
+def test_a_dataset_that_cannot_be_written_to(cached):
+    (Path(cached["data"]) / "teacher_cache").write_text("a file")
+    with pytest.raises(OSError, match="'teacher_cache=disk' cannot keep 2 views of 80 images: File exists"):
+        train(cached)

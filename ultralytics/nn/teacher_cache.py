@@ -1,0 +1,238 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What a teacher said, kept by image and view: records of one size in memory or in a memory-mapped file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from ultralytics.utils.distillation import compress_logits, restore_logits
+
+__all__ = ("CachedTeacher", "TeacherCache", "cache_key")
+
+CHECKSUM = 4  # bytes of a CRC-32 behind each record
+RESERVE = 0.1  # of the machine's free memory stays free
+FORMAT = 1  # to be raised when records change
+MOST_CLASSES, TOP = 100, 64  # with more classes than that, the logits of the top ones are kept
+
+
+class TeacherCache:
+    """Tensors by (image, view), each record with a checksum.
+
+    A record that was never written, was cut short by a kill, or rotted on the disk fails its checksum and counts as
+    missing. Several processes may use one file: records of different images do not touch, and whoever writes the same
+    one writes the same.
+
+    Attributes:
+        size (int): Bytes that all records take.
+        hits (int): Records that were found.
+        misses (int): Records that were asked for and missing.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        views: int,
+        kinds: Sequence[tuple[tuple[int, ...], torch.dtype]],
+        file: Path | None = None,
+    ):
+        """Open or make a cache.
+
+        Args:
+            images (int): Number of images.
+            views (int): Views of each.
+            kinds (Sequence[tuple[tuple[int, ...], torch.dtype]]): Shape and dtype of each tensor of a record.
+            file (Path, optional): File to map; None for memory.
+
+        Raises:
+            OSError: If the file cannot be written, or the disk has no room for it.
+            MemoryError: If the memory has no room.
+        """
+        self.views, self.kinds = views, list(kinds)
+        self.hits = self.misses = 0
+        self._bytes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.kinds]
+        self._payload = sum(self._bytes)
+        records, length = images * views, self._payload + CHECKSUM
+        self.size = records * length
+        if file is None:
+            free = int(psutil.virtual_memory().available * (1 - RESERVE))
+            if self.size > free:
+                raise MemoryError(f"{self.size / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB of memory are free")
+            self._records = np.zeros((records, length), np.uint8)
+            return
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if os.fstat(descriptor).st_size != self.size:
+                _allocate(descriptor, self.size)  # or a full disk would kill the process when it writes
+        finally:
+            os.close(descriptor)
+        self._records = np.memmap(file, np.uint8, "r+", shape=(records, length))
+
+    def read(self, images: Sequence[int], views: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return what is known of a batch.
+
+        Args:
+            images (Sequence[int]): Indices of B images.
+            views (Sequence[int]): Their views.
+
+        Returns:
+            found (Tensor): Which of the records are there, bool of shape (B,), on the CPU.
+            tensors (list[Tensor]): One (B, ...) tensor per kind, on the CPU; undefined where not found.
+        """
+        records = self._records[self._rows(images, views)]
+        found = torch.tensor([_checksum(r[: self._payload]) == r[self._payload :].tobytes() for r in records])
+        self.hits += int(found.sum())
+        self.misses += len(found) - int(found.sum())
+        pieces = torch.from_numpy(records[:, : self._payload]).split(self._bytes, 1)
+        return found, [
+            x.clone(memory_format=torch.contiguous_format).view(dtype).reshape(-1, *shape)
+            for x, (shape, dtype) in zip(pieces, self.kinds, strict=True)
+        ]
+
+    def write(self, images: Sequence[int], views: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Keep what a teacher said of a batch, but for records that are not finite.
+
+        Args:
+            images (Sequence[int]): Indices of B images.
+            views (Sequence[int]): Their views.
+            tensors (Sequence[Tensor]): One (B, ...) tensor per kind, of its dtype, on the CPU.
+        """
+        finite = torch.stack([x.flatten(1).isfinite().all(1) for x in tensors]).all(0).tolist()
+        payloads = torch.cat([x.flatten(1).contiguous().view(torch.uint8) for x in tensors], 1).numpy()
+        for row, payload, good in zip(self._rows(images, views), payloads, finite, strict=True):
+            if good:
+                self._records[row, : self._payload] = payload
+                self._records[row, self._payload :] = np.frombuffer(_checksum(payload), np.uint8)
+
+    def _rows(self, images: Sequence[int], views: Sequence[int]) -> list[int]:
+        """Return where the records of a batch are."""
+        return [int(image) * self.views + int(view) for image, view in zip(images, views, strict=True)]
+
+
+class CachedTeacher:
+    """A teacher that is asked once about each (image, view).
+
+    Answers are in half precision, whether they were read or just given, so a run does not depend on what the cache held
+    when it began. Of more than 100 classes the top 64 keep their logits, and the others share their mass equally.
+
+    Attributes:
+        cache (TeacherCache): The records.
+        seconds (float): Time spent on asking the teacher.
+    """
+
+    def __init__(
+        self,
+        teacher: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+        example: Tensor,
+        images: int,
+        views: int,
+        temperature: float,
+        file: Path | None = None,
+    ):
+        """Open the cache of a teacher.
+
+        Args:
+            teacher (Callable): Returns logits (B, C) and feature maps for images (B, channels, H, W).
+            example (Tensor): A batch of images of the size and on the device of those to come.
+            images (int): Number of images.
+            views (int): Views of each.
+            temperature (float): Softening temperature at which the mass of compressed logits is kept.
+            file (Path, optional): File to map; None for memory.
+
+        Raises:
+            OSError: If the file cannot be written, or the disk has no room for it.
+            MemoryError: If the memory has no room.
+        """
+        self.teacher, self.temperature = teacher, temperature
+        self.seconds = 0.0
+        logits, features = teacher(example)
+        self.classes = logits.shape[1]
+        self.top = TOP if self.classes > MOST_CLASSES else None
+        kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(logits, features)]
+        self.cache = TeacherCache(images, views, kinds, file)
+
+    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Answer a batch of images.
+
+        Args:
+            images (Tensor): Images of shape (B, channels, H, W).
+            index (Tensor): Their indices, shape (B,).
+            view (Tensor): Their views, shape (B,).
+
+        Returns:
+            logits (Tensor): Logits of shape (B, C), float16, or float32 if they were compressed.
+            features (list[Tensor]): One (B, c, h, w) float16 map per level.
+        """
+        index, view = index.cpu(), view.cpu()
+        found, tensors = self.cache.read(index.tolist(), view.tolist())
+        if not found.all():
+            start = time.perf_counter()
+            asked = ~found
+            answer = self._encode(*self.teacher(images[asked.to(images.device)]))
+            for known, new in zip(tensors, answer, strict=True):
+                known[asked] = new
+            self.cache.write(index[asked].tolist(), view[asked].tolist(), answer)
+            self.seconds += time.perf_counter() - start
+        logits, *features = self._decode([x.to(images.device, non_blocking=True) for x in tensors])
+        return logits, features
+
+    @property
+    def report(self) -> str:
+        """What the cache was good for, in a sentence."""
+        hits, misses = self.cache.hits, self.cache.misses
+        saved = self.seconds / misses * hits if misses else None
+        return (
+            f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
+            f"{self.cache.size / 1e6:.1f} MB" + (f"; it saved about {saved:.0f} s." if saved is not None else ".")
+        )
+
+    def _encode(self, logits: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return an answer as the tensors of its records, on the CPU."""
+        kept = [logits]
+        if self.top:
+            values, indices, rest = compress_logits(logits, self.top, self.temperature)
+            kept = [values, indices.int(), rest]
+        limit = torch.finfo(torch.float16).max
+        kept = [x if x.dtype == torch.int32 else torch.where(x.isfinite(), x.clamp(-limit, limit), x) for x in kept]
+        return [(x if x.dtype == torch.int32 else x.half()).cpu() for x in (*kept, *features)]
+
+    def _decode(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return logits and features from the tensors of records."""
+        if not self.top:
+            return tensors
+        values, indices, rest, *features = tensors
+        return [restore_logits(values.float(), indices.long(), rest.float(), self.classes), *features]
+
+
+def cache_key(**parts: Any) -> str:
+    """Return a short name for all that answers depend on: another value of any part gives another name."""
+    parts = {**parts, "format": FORMAT, "torch": torch.__version__}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def _checksum(payload: np.ndarray) -> bytes:
+    """Return a record's checksum; that of zeros, as of a record never written, is not zero."""
+    return zlib.crc32(payload.tobytes()).to_bytes(CHECKSUM, "little")
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a file its size, with room on the disk for all of it; what it holds stays."""
+    os.ftruncate(descriptor, size)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    elif hasattr(os, "fstatvfs"):
+        room = os.fstatvfs(descriptor)
+        if room.f_bavail * room.f_frsize < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
