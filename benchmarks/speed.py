@@ -1,22 +1,28 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""What does a teacher cost? The distilled step against the plain step plus the bare fused teacher forward.
+"""What does a teacher cost? Steps, whole epochs and memory of distilled training against plain training.
 
 Usage:
     python benchmarks/speed.py
     python benchmarks/speed.py imgsz=224 batch=16 repeats=30 model=yolo11n-cls.yaml teacher_model=yolo11l-cls.yaml
 
-Every step is one of the real trainer: forward, losses, backward, clipping, optimizer and EMA. The three are timed in
-turn in one process, so that what else the machine does falls on all of them; medians and their ratio are reported.
+Every step is one of the real trainer: forward, losses, backward, clipping, optimizer, EMA and a look at the loss. They
+are timed in turn in one process, so that what else the machine does falls on all of them; medians and their ratios
+are reported. Epochs are the trainer's own, with its data loader; memory is that of a process for each kind of training.
+timm's and torchdistill's steps are of the same two networks, optimizer and EMA, where these packages are installed.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +45,33 @@ SETTINGS = {
     "warmup": 5,
     "model": "yolo11n-cls.yaml",
     "teacher_model": "yolo11s-cls.yaml",
+    "images": (6000, 320),  # of the epochs, one for each image size
+    "epochs": 2,  # of each kind, in turn; 0 for none
     "device": None,
     "amp": True,
 }
 CLASSES = 10
+KINDS = {
+    "plain": None,
+    "distilled": {},
+    "response": {"feature_distill": False, "attention_distill": False},
+    "cached": {"teacher_cache": "ram", "teacher_views": 1},
+    "cached response": {
+        "feature_distill": False,
+        "attention_distill": False,
+        "teacher_cache": "ram",
+        "teacher_views": 1,
+    },
+}
+RATIOS = {
+    "distilled / (plain + teacher)": lambda t: t["distilled"] / (t["plain"] + t["teacher"]),
+    "distilled / plain": lambda t: t["distilled"] / t["plain"],
+    "response / plain": lambda t: t["response"] / t["plain"],
+    "cached / plain": lambda t: t["cached"] / t["plain"],
+    "cached response / plain": lambda t: t["cached response"] / t["plain"],
+    "timm / response": lambda t: t["timm"] / t["response"],
+    "torchdistill / response": lambda t: t["torchdistill"] / t["response"],
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -53,67 +82,257 @@ def main(arguments: list[str]) -> None:
     given = parse_arguments(arguments)
     output = Path(given.pop("output", Path(__file__).with_name("speed.json")))
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
-    sizes = list(zip(np.atleast_1d(settings["imgsz"]).tolist(), np.atleast_1d(settings["batch"]).tolist(), strict=True))
+    per_size = [np.atleast_1d(settings[k]).tolist() for k in ("imgsz", "batch", "images")]
+    sizes = list(zip(*per_size, strict=len(per_size[0]) > 1))  # of one size, the first of each
+    if kind := given.pop("memory_of", None):
+        print(peak_memory(settings, given, *sizes[0][:2], kind))
+        return
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for imgsz, batch in sizes:
+        for imgsz, batch, images in sizes:
+            settings["images"] = images
             results.append(measure(settings, given, imgsz, batch, Path(folder) / str(imgsz)))
-    lines = ["| image, px | batch | plain, ms | teacher, ms | distilled, ms | distilled / (plain + teacher) | IQR |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for r in results:
-        times = " | ".join(f"{r['median_ms'][name]:.1f}" for name in ("plain", "teacher", "distilled"))
-        low, high = r["ratio_quartiles"]
-        lines.append(f"| {r['imgsz']} | {r['batch']} | {times} | {r['ratio']:.3f} | {low:.3f} to {high:.3f} |")
-    print("\n".join(lines))
+    print(f"\n{table(results, 'steps')}\n\n{table(results, 'epochs')}\n\n{table(results, 'memory')}")
     report = {"machine": machine(), "setting": {**settings, **given}, "results": results}
     output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"Saved to {output}")
 
 
-def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path) -> dict[str, Any]:
-    """Time the three steps at one size, in turn, and return medians in ms and the ratio over the repeats."""
-    images = np.random.default_rng(0).integers(0, 256, (4 * CLASSES, imgsz, imgsz, 3), dtype=np.uint8)
-    labels = np.arange(len(images)) % CLASSES
+def table(results: list[dict[str, Any]], what: str) -> str:
+    """Return a Markdown table of one thing that was measured, a row for each image size."""
+    names = list(results[0][what])
+    lines = [f"| image, px | batch | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for r in results:
+        lines.append(f"| {r['imgsz']} | {r['batch']} | {' | '.join(show(r[what][name]) for name in names)} |")
+    return "\n".join(lines)
+
+
+def show(figure: Any) -> str:
+    """Return a figure, with its quartiles if it has them."""
+    if not isinstance(figure, dict):
+        return f"{figure:.2f}"
+    low, high = figure["quartiles"]
+    return f"{figure['median']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def make_data(folder: Path, count: int, imgsz: int) -> tuple[Path, list[str]]:
+    """Write random images of every class, and return their folder and the class names."""
+    images = np.random.default_rng(0).integers(0, 256, (count, imgsz, imgsz, 3), dtype=np.uint8)
+    labels = np.arange(count) % CLASSES
     names = [str(c) for c in range(CLASSES)]
-    data = write_image_folder(folder / "data", {"train": (images, labels), "val": (images, labels)}, names)
-    overrides = {
+    val = slice(4 * CLASSES)
+    return write_image_folder(folder, {"train": (images, labels), "val": (images[val], labels[val])}, names), names
+
+
+def make_overrides(settings: dict[str, Any], data: Path, imgsz: int, batch: int, project: Path) -> dict[str, Any]:
+    """Return the arguments of a plain run."""
+    return {
         **{k: settings[k] for k in ("model", "device", "amp")},
         **{"data": str(data), "imgsz": imgsz, "batch": batch, "optimizer": "AdamW", "plots": False},
-        **{"project": str(folder), "verbose": False, "epochs": 10},
+        **{"project": str(project), "verbose": False, "epochs": 10},
     }
+
+
+def make_trainer(overrides: dict[str, Any], kind: str, teacher: Path, given: dict[str, Any]) -> ClassificationTrainer:
+    """Return the trainer of one kind of training."""
+    if KINDS[kind] is None:
+        return ClassificationTrainer(overrides=dict(overrides))
+    return DistillationClassificationTrainer(
+        overrides={**overrides, "teacher": str(teacher), "teacher_check": False, **KINDS[kind], **given}
+    )
+
+
+def prepare(trainer: ClassificationTrainer) -> ClassificationTrainer:
+    """Bring a trainer to its first step."""
+    trainer._setup_train()
+    trainer.epoch = 0
+    trainer._model_train()
+    return trainer
+
+
+def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path) -> dict[str, Any]:
+    """Measure steps, epochs and memory at one size."""
+    data, names = make_data(folder / "data", max(2 * batch, 4 * CLASSES), imgsz)
+    overrides = make_overrides(settings, data, imgsz, batch, folder)
     teacher_file = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
-    plain = ClassificationTrainer(overrides=overrides)
-    distilled = DistillationClassificationTrainer(overrides={**overrides, "teacher": str(teacher_file), **given})
-    for trainer in (plain, distilled):
-        trainer._setup_train()
-        trainer.epoch = 0
-        trainer._model_train()
+    trainers = {kind: prepare(make_trainer(overrides, kind, teacher_file, given)) for kind in KINDS}
+    plain = trainers["plain"]
     bare = Teacher(teacher_file).to(plain.device)
     x = torch.rand(batch, 3, imgsz, imgsz)
-    inputs = plain.preprocess_batch({"img": x, "cls": torch.arange(batch) % CLASSES})
+    inputs = {
+        "img": x,
+        "cls": torch.arange(batch) % CLASSES,
+        "index": torch.arange(batch),
+        "view": torch.zeros(batch).long(),
+    }
+    inputs = {k: v.to(plain.device) if k in {"img", "cls"} else v for k, v in inputs.items()}
 
     def forward() -> None:
         with torch.autocast(plain.device.type, enabled=plain.amp):
             bare(inputs["img"])
 
-    steps = {"plain": lambda: step(plain, inputs), "teacher": forward, "distilled": lambda: step(distilled, inputs)}
+    runs = {"teacher": forward}
+    for kind, trainer in trainers.items():
+        runs[kind] = partial(step, trainer, inputs, trainer.model)
+    for name, peer in PEERS.items():
+        trainer = prepare(make_trainer(overrides, "plain", teacher_file, given))
+        try:
+            loss = peer(trainer.model, make_trainer(overrides, "response", teacher_file, given).teacher.first.model)
+        except ImportError as e:
+            print(f"{name} is not measured: {e}")
+            continue
+        runs[name] = partial(step, trainer, inputs, loss)
     for _ in range(settings["warmup"]):
-        for run in steps.values():
+        for run in runs.values():
             run()
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(settings["repeats"]):
-        for name, run in steps.items():
+        for name, run in runs.items():
             times[name].append(timed(run, plain.device))
-    ratios = [d / (p + t) for p, t, d in zip(*times.values(), strict=True)]
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    ratios = {}
+    for name, ratio in RATIOS.items():
+        if all(peer in runs or peer not in name for peer in PEERS):
+            each = [ratio(dict(zip(times, values, strict=True))) for values in zip(*times.values(), strict=True)]
+            ratios[name] = {"median": ratio(medians), "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
     return {
         "imgsz": imgsz,
         "batch": batch,
         "median_ms": medians,
-        "ratio": medians["distilled"] / (medians["plain"] + medians["teacher"]),
-        "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.75))],
-        "distilled_over_plain": medians["distilled"] / medians["plain"],
+        "steps": ratios,
+        "epochs": measure_epochs(settings, given, imgsz, batch, folder / "epochs", teacher_file),
+        "memory": measure_memory(settings, given, imgsz, batch),
     }
+
+
+def measure_epochs(
+    settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path, teacher: Path
+) -> dict[str, float]:
+    """Return whole epochs of each kind relative to plain ones: loader, training, saving, validation of 40 images."""
+    if not settings["epochs"]:
+        return {}
+    data, _ = make_data(folder / "data", settings["images"], imgsz)
+    overrides = make_overrides(settings, data, imgsz, batch, folder)
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(settings["epochs"]):  # in turn; of each run the second epoch, when a cache of one view is warm
+        for kind in KINDS:
+            trainer, ends = make_trainer({**overrides, "epochs": 2}, kind, teacher, given), []
+            trainer.add_callback("on_fit_epoch_end", lambda trainer, ends=ends: ends.append(time.perf_counter()))
+            trainer.train()
+            seconds[kind].append(ends[1] - ends[0])
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    return {f"{kind} / plain": medians[kind] / medians["plain"] for kind in KINDS if kind != "plain"}
+
+
+def measure_memory(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int) -> dict[str, float]:
+    """Return the peak memory of a process of each kind, MB, and relative to a plain one."""
+    peaks = {}
+    for kind in ("plain", "distilled", "cached response"):
+        arguments = [f"{k}={v}" for k, v in {**settings, **given, "imgsz": imgsz, "batch": batch}.items()]
+        command = [sys.executable, __file__, *arguments, f"memory_of={kind}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[kind] = float(done.stdout.split()[-1])
+    return {
+        "plain, MB": peaks["plain"],
+        **{f"{kind} / plain": peak / peaks["plain"] for kind, peak in peaks.items() if kind != "plain"},
+    }
+
+
+def peak_memory(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, kind: str) -> float:
+    """Return what training takes at most in a few steps beyond what the libraries take, in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, names = make_data(Path(folder) / "data", max(2 * batch, 4 * CLASSES), imgsz)
+        teacher = make_teacher(settings["teacher_model"], names, Path(folder) / "teacher.pt")
+        overrides = make_overrides(settings, data, imgsz, batch, Path(folder))
+        run_steps(prepare(make_trainer({**overrides, "batch": 2}, "plain", teacher, given)))  # loads the libraries
+        gc.collect()
+        before = memory_now(reset=True)
+        trainer = prepare(make_trainer(overrides, kind, teacher, given))
+        run_steps(trainer)
+        if trainer.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e6
+        return (memory_now(peak=True) - before) / 1e3
+
+
+def run_steps(trainer: ClassificationTrainer) -> None:
+    """Run a few steps on the data."""
+    for _ in range(3):
+        for inputs in trainer.train_loader:
+            step(trainer, inputs, trainer.model)
+
+
+def memory_now(peak: bool = False, reset: bool = False) -> float:
+    """Return the kilobytes of this process that are in memory, or their peak since the last reset, as Linux counts."""
+    if reset:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back first
+        Path("/proc/self/clear_refs").write_text("5")
+    name = "VmHWM" if peak else "VmRSS"
+    return float(next(line for line in Path("/proc/self/status").read_text().splitlines() if name in line).split()[1])
+
+
+class Logits(torch.nn.Module):
+    """A YOLO classifier as other libraries know classifiers: it gives logits, and says how its images are prepared."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+        self.num_classes, self.in_chans = CLASSES, 3
+        self.pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits, in evaluation too."""
+        answer = self.model.predict(images)
+        return answer[1] if isinstance(answer, tuple) else answer
+
+
+def timm_loss(student: torch.nn.Module, teacher: torch.nn.Module) -> Callable[[dict], tuple[torch.Tensor, dict]]:
+    """Return the loss of timm's logit distillation."""
+    from timm.task import LogitDistillationTask
+
+    task = LogitDistillationTask(
+        Logits(student),
+        Logits(teacher).eval(),
+        torch.nn.CrossEntropyLoss(),
+        task_loss_weight=0.3,
+        temperature=4.0,
+        device=next(student.parameters()).device,
+        verbose=False,
+    )
+
+    def loss(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        answer = task(batch["img"], batch["cls"])
+        return answer["loss"], {"loss": answer["task_loss"].detach(), "kd": answer["kd_loss"].detach()}
+
+    return loss
+
+
+def torchdistill_loss(
+    student: torch.nn.Module, teacher: torch.nn.Module
+) -> Callable[[dict], tuple[torch.Tensor, dict]]:
+    """Return the loss of torchdistill's DistillationBox."""
+    from torchdistill.core.distillation import DistillationBox
+
+    device = next(student.parameters()).device
+    logits = {"student_module_path": ".", "student_module_io": "output"}
+    logits |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    term = {"criterion": {"key": "KDLoss", "kwargs": {**logits, "temperature": 4.0, "alpha": 0.3}}, "weight": 1.0}
+    criterion = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": term}}}
+    config = {
+        "num_epochs": 1,
+        "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
+        "student": {"requires_grad": True, "forward_proc": "forward_batch_only"},
+        "criterion": criterion,
+    }
+    box = DistillationBox(Logits(teacher).eval(), Logits(student), {}, config, device, None, False, 1.0)
+
+    def loss(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total = box.forward_process(batch["img"], batch["cls"])
+        return total, {"loss": total.detach()}
+
+    return loss
+
+
+PEERS = {"timm": timm_loss, "torchdistill": torchdistill_loss}
 
 
 def make_teacher(name: str, names: list[str], file: Path) -> Path:
@@ -126,12 +345,15 @@ def make_teacher(name: str, names: list[str], file: Path) -> Path:
     return file
 
 
-def step(trainer: ClassificationTrainer, batch: dict[str, torch.Tensor]) -> None:
+def step(trainer: ClassificationTrainer, batch: dict[str, torch.Tensor], model: Callable) -> None:
     """Run one training step as upstream's loop does."""
+    trainer.run_callbacks("on_train_batch_start")
     with torch.autocast(trainer.device.type, enabled=trainer.amp):
-        loss, trainer.loss_items = trainer.model(trainer.preprocess_batch(dict(batch)))
-    trainer.scaler.scale(loss.sum()).backward()
+        loss, trainer.loss_items = model(trainer.preprocess_batch(dict(batch)))
+        trainer.loss, trainer.tloss = loss.sum(), trainer.loss_items
+    trainer.scaler.scale(trainer.loss).backward()
     trainer.optimizer_step()
+    trainer.run_callbacks("on_train_batch_end")
 
 
 def timed(run: Callable[[], None], device: torch.device) -> float:

@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 from helpers import load_benchmark
+from ultralytics import YOLO
+from ultralytics.utils.distillation import response_loss
 
 speed = load_benchmark("speed")
 
@@ -11,9 +14,29 @@ speed = load_benchmark("speed")
 @pytest.mark.slow
 def test_runs(tmp_path, capsys):
     output = tmp_path / "speed.json"
-    speed.main(["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", f"output={output}"])
+    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "images=40", "epochs=1"]
+    speed.main([*settings, f"output={output}"])
     (result,) = json.loads(output.read_text())["results"]
     times = result["median_ms"]
     assert all(value > 0 for value in times.values())
-    assert result["ratio"] == pytest.approx(times["distilled"] / (times["plain"] + times["teacher"]))
+    assert {"plain", "teacher", "distilled", "response", "cached", "cached response", "timm"} <= times.keys()
+    ratio = result["steps"]["distilled / (plain + teacher)"]["median"]
+    assert ratio == pytest.approx(times["distilled"] / (times["plain"] + times["teacher"]))
+    assert result["epochs"].keys() == {f"{kind} / plain" for kind in speed.KINDS if kind != "plain"}
+    assert result["memory"]["plain, MB"] > 10
     assert "| 32 | 8 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("peer", speed.PEERS)
+def test_peers_do_the_same_work(peer, teacher):
+    """Their loss on a batch is 0.3 x cross-entropy + 0.7 x response, as ours is."""
+    pytest.importorskip(peer)
+    student, frozen = (YOLO(teacher).model.eval() for _ in range(2))
+    with torch.no_grad():
+        student.model[-1].linear.weight *= 0.5
+    batch = {"img": torch.rand(4, 3, 32, 32), "cls": torch.arange(4)}
+    total, _ = speed.PEERS[peer](student, frozen)(batch)
+    student.eval()
+    s, t = student(batch["img"])[1], frozen(batch["img"])[1]
+    expected = 0.3 * torch.nn.functional.cross_entropy(s, batch["cls"]) + 0.7 * response_loss(s, t)
+    torch.testing.assert_close(total, expected)
