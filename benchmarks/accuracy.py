@@ -7,8 +7,8 @@ Usage:
 
 Arguments, as key=value: the settings below, and any training or distillation argument for the students. `source` is a
 folder with Fashion-MNIST's four `*-ubyte.gz` files; without it torchvision downloads them. `teacher` is a `.pt`; by
-default one is trained, once. A variant is `plain`, `distilled` (all defaults) or distillation arguments, separated by
-spaces. Results are written after every run, and an interrupted benchmark goes on where it stopped.
+default one is trained, once. A variant is `plain`, `distilled` (all defaults) or such arguments, separated by spaces.
+Results are written after every run, and an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -65,13 +65,27 @@ def main(arguments: list[str]) -> None:
         return
     given = parse_arguments(arguments)
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
+    names = [name.strip() for name in settings["variants"].split(",")]
+    variants = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
+    compare(settings, given, {**variants, **({"plain": None} if "plain" in variants else {})})
+
+
+def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str, dict[str, Any] | None]) -> dict:
+    """Train a student of each variant for each seed, and write and return the report.
+
+    Args:
+        settings (dict[str, Any]): The benchmark's own settings.
+        given (dict[str, Any]): Training and distillation arguments of all students.
+        variants (dict[str, dict[str, Any] | None]): Arguments of distilled training by name, None for plain training.
+
+    Returns:
+        (dict): What was written to `output`.
+    """
     distillation, training = DistillationArgs.split({**TRAINING, **given})
     seeds = np.atleast_1d(settings["seeds"]).tolist()
-    variants = {}  # the students' own overrides, None for plain training; mistakes end here, before the first run
-    for name in settings["variants"].split(","):
-        own = {**distillation, **(parse_arguments(name.split()) if "=" in name else {})}
-        DistillationArgs(**own)
-        variants[name.strip()] = None if name.strip() == "plain" else own
+    variants = {name: None if own is None else {**distillation, **own} for name, own in variants.items()}
+    for own in variants.values():
+        DistillationArgs(**DistillationArgs.split(own or {})[0])  # mistakes end here, before the first run
     output = Path(settings["output"])
 
     folder = runs_folder() / "accuracy"
@@ -108,6 +122,7 @@ def main(arguments: list[str]) -> None:
     print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
     print(table(report["summary"]))
     print(f"Saved to {output}")
+    return report
 
 
 def train_teacher(settings: dict[str, Any], training: dict[str, Any], folder: Path) -> Path:

@@ -1,7 +1,9 @@
 """Settings and data that several test modules share."""
 
 import csv
+import gzip
 import importlib.util
+import struct
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,19 @@ def write_digits(folder: Path, train: int = 20, val: int = 5, names: list[str] |
         "val": np.concatenate([i[train : train + val] for i in by_class]),
     }
     return write_image_folder(folder, {k: (images[i], labels[i]) for k, i in chosen.items()}, names)
+
+
+def write_idx(folder: Path) -> None:
+    """Write digits in Fashion-MNIST's file format."""
+    images, labels, _ = load_digit_images()
+    images = images[:, 2:30, 2:30]
+    for split, start in (("train", 0), ("t10k", 1000)):
+        x, y = images[start : start + 600], labels[start : start + 600].astype(np.uint8)
+        header = struct.pack(">IIII", 2051, len(x), 28, 28)
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + x.tobytes()))
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(struct.pack(">II", 2049, len(y)) + y.tobytes())
+        )
 
 
 def load_benchmark(name: str) -> ModuleType:

@@ -1,6 +1,8 @@
 """The documents: the parameter tables against the code, and every command and example run as written."""
 
+import copy
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -13,7 +15,7 @@ from helpers import TRAINING, load_benchmark, train
 from teachers import onnx, timm_safetensors
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
-from ultralytics.utils.distillation import DistillationLoss, response_loss
+from ultralytics.utils.distillation import DistillationLoss, methods, registry, response_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 MANUALS = ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"]
@@ -68,6 +70,26 @@ def test_the_manuals_are_in_step():
     assert [commands(name) for name in MANUALS[:1]] == [commands(name) for name in MANUALS[1:]]
 
 
+@pytest.mark.parametrize("document", MANUALS)
+@pytest.mark.parametrize("argument", ["response_method", "feature_method"])
+def test_the_methods_are_those_of_the_code_with_their_figures(document, argument):
+    """Every method has a row, with its weight, its hyper-parameters and what the benchmark measured."""
+    manual = (ROOT / document).read_text(encoding="utf-8")
+    _, _, table = manual.partition(f"| `{argument}=` |")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n\n")[0].splitlines()[2:]]
+    assert [row[0].strip("`") for row in rows] == list(methods(argument))
+    measured = json.loads((ROOT / "benchmarks/methods.json").read_text())["summary"]
+    for (name, _, settings, top1, _), method in zip(rows, methods(argument).values(), strict=True):
+        name = name.strip("`")
+        row = measured[f"feature-{name}" if (argument, name) == ("feature_method", "mse") else name]
+        assert top1 == f"{row['mean']:.2f} ± {row['std']:.2f}"
+        assert float(re.match(r"[\d.]+", settings)[0]) == method.weight
+        shown = dict(re.findall(r"`(\w+)` ([\w.]+)", settings))
+        assert shown.keys() == method.defaults.keys()
+        for key, default in method.defaults.items():
+            assert type(default)(shown[key]) == default
+
+
 def test_links_lead_somewhere():
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
@@ -99,7 +121,8 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
     if script.startswith("benchmarks/"):  # tests/benchmarks runs them; as written they take longer than all other tests
         given = parse_arguments(arguments)
         for variant in given.get("variants", "plain").split(","):
-            DistillationArgs(**parse_arguments(variant.split() if "=" in variant else []))
+            own, _ = DistillationArgs.split(parse_arguments(variant.split() if "=" in variant else []))
+            DistillationArgs(**own)
         known = {**DEFAULT_CFG_DICT, **load_benchmark(Path(script).stem).SETTINGS}
         assert given.keys() <= known.keys()
         return
@@ -134,9 +157,10 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
 @pytest.mark.parametrize("document", MANUALS)
 def test_python_examples_run(document, overrides, monkeypatch, tmp_path):
     examples = blocks(document, "python")
-    assert len(examples) == 2
+    assert len(examples) == 3
+    monkeypatch.setattr(registry, "_METHODS", copy.deepcopy(registry._METHODS))  # one example adds a method
     brief = f", project={str(tmp_path)!r}, imgsz=32, batch=32, device='cpu', plots=False, fraction=0.2"
     for example in examples:
         code = example.replace("path/to/best.pt", overrides["teacher"]).replace("path/to/dataset", overrides["data"])
         exec(code.replace("epochs=50", f"epochs=1{brief}"), {})
-    assert len(list(tmp_path.rglob("best.pt"))) == 2
+    assert len(list(tmp_path.rglob("best.pt"))) == 3

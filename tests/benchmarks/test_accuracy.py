@@ -1,12 +1,10 @@
 """The accuracy benchmark's statistics, against SciPy's paired test and by hand; and one real, tiny run."""
 
-import gzip
 import json
-import struct
 
 import numpy as np
 import pytest
-from helpers import load_benchmark, load_digit_images
+from helpers import load_benchmark, write_idx
 from scipy import stats
 
 accuracy = load_benchmark("accuracy")
@@ -34,17 +32,10 @@ def test_summary_is_the_paired_test():
     assert "| distilled | 84.17 | 1.61 | +3.17 |" in accuracy.table(summary)
 
 
-def write_idx(folder):
-    """Write digits in Fashion-MNIST's file format."""
-    images, labels, _ = load_digit_images()
-    images = images[:, 2:30, 2:30]
-    for split, start in (("train", 0), ("t10k", 1000)):
-        x, y = images[start : start + 600], labels[start : start + 600].astype(np.uint8)
-        header = struct.pack(">IIII", 2051, len(x), 28, 28)
-        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + x.tobytes()))
-        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(
-            gzip.compress(struct.pack(">II", 2049, len(y)) + y.tobytes())
-        )
+def test_mistakes_end_before_the_first_run(tmp_path):
+    with pytest.raises(SyntaxError, match="temperatur"):
+        accuracy.main(["variants=plain,temperatur=2", f"output={tmp_path / 'accuracy.json'}"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

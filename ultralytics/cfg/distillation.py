@@ -109,6 +109,30 @@ _BOOL = _Kind("bool", lambda v: isinstance(v, bool), "True or False", lambda v: 
 _FRACTION = _Kind("int or float", _is_number, "between 0.0 and 1.0", lambda v: 0 <= v <= 1)
 _POSITIVE = _Kind("int or float", _is_number, "greater than 0", lambda v: 0 < v < math.inf)
 _WEIGHT = _Kind("int or float", _is_number, "0 or greater", lambda v: 0 <= v < math.inf)
+_OPTIONAL_WEIGHT = _Kind(
+    "None, int or float", lambda v: v is None or _is_number(v), "0 or greater", lambda v: v is None or 0 <= v < math.inf
+)
+_OPTIONAL_POSITIVE = _Kind(
+    "None, int or float",
+    lambda v: v is None or _is_number(v),
+    "greater than 0",
+    lambda v: v is None or 0 < v < math.inf,
+)
+_METHOD = _Kind(
+    "str or dict",
+    lambda v: isinstance(v, (str, dict)) and all(isinstance(k, str) for k in v),
+    "a method's name, or a dict of names with shares or hyper-parameters",
+    lambda v: len(v) > 0,
+)
+_BALANCE = _Kind(
+    "None or str", lambda v: v is None or isinstance(v, str), "`auto` or None", lambda v: v in {None, "auto"}
+)
+_SCHEDULE = _Kind(
+    "str",
+    lambda v: isinstance(v, str),
+    "`constant`, `linear` or `cosine`",
+    lambda v: v in {"constant", "linear", "cosine"},
+)
 _LAYERS = _Kind(
     "None, a list of int or str, or a pair of such lists",
     lambda v: all(isinstance(x, (list, tuple)) and all(type(i) in (int, str) for i in x) for x in _layer_lists(v)),
@@ -164,11 +188,34 @@ class DistillationArgs:
     distill_alpha: float = _parameter(_FRACTION, 0.7, "Weight of the losses from the teacher; 0 trains without it")
     distill_beta: float = _parameter(_FRACTION, 0.3, "Weight of the cross-entropy with the labels")
     temperature: float = _parameter(_POSITIVE, 4.0, "Softening of both class distributions in the response loss")
-    response_distill: bool = _parameter(_BOOL, True, "Match the teacher's class distribution (KL divergence)")
-    feature_distill: bool = _parameter(_BOOL, True, "Match the teacher's feature maps through 1x1 adapters (MSE)")
+    response_distill: bool = _parameter(_BOOL, True, "Match the teacher's class distribution; see `response_method`")
+    feature_distill: bool = _parameter(_BOOL, True, "Match the teacher's feature maps; see `feature_method`")
     attention_distill: bool = _parameter(_BOOL, True, "Match where the teacher's feature maps are active")
-    feature_weight: float = _parameter(_WEIGHT, 50.0, "Weight of the feature loss beside the response loss")
-    attention_weight: float = _parameter(_WEIGHT, 10.0, "Weight of the attention loss beside the response loss")
+    response_method: str | dict = _parameter(
+        _METHOD, "kl", "What compares the class distributions, or several by name with shares or hyper-parameters"
+    )
+    feature_method: str | dict = _parameter(
+        _METHOD, "mse", "What compares the feature maps, or several by name with shares or hyper-parameters"
+    )
+    feature_weight: float | None = _parameter(
+        _OPTIONAL_WEIGHT,
+        None,
+        "Weight of the feature loss beside the response loss; None = the method's own, 50 for `mse`",
+    )
+    attention_weight: float | None = _parameter(
+        _OPTIONAL_WEIGHT, None, "Weight of the attention loss beside the response loss; None = 10"
+    )
+    distill_balance: str | None = _parameter(
+        _BALANCE, None, "`auto` scales the losses until their gradients pull equally; weights then default to 1"
+    )
+    distill_schedule: str = _parameter(_SCHEDULE, "constant", "How `distill_alpha` falls over the epochs")
+    distill_warmup: float = _parameter(_WEIGHT, 0, "Epochs in which `distill_alpha` rises linearly")
+    close_distill: int = _parameter(_EPOCH, 0, "Last epochs without the teacher")
+    temperature_end: float | None = _parameter(
+        _OPTIONAL_POSITIVE,
+        None,
+        "Temperature of the last epoch, reached as in `distill_schedule`; None = `temperature`",
+    )
     distill_layers: list | None = _parameter(
         _LAYERS, None, "Layers to match: None = by stride, one list for both networks, or [student, teacher]"
     )
@@ -180,7 +227,7 @@ class DistillationArgs:
             if kind in {_TEACHER, _NAMES, _HASH}:
                 value = _read_strings(value)
             elif isinstance(value, str):
-                value = _read_list(value, yaml.SafeLoader) if value.startswith("[") else smart_value(value)
+                value = _read_list(value, yaml.SafeLoader) if value.startswith(("[", "{")) else smart_value(value)
             elif isinstance(value, np.generic):
                 value = value.item()  # args.yaml and checkpoints hold plain values
             object.__setattr__(self, f.name, value)  # the dataclass is frozen
@@ -195,6 +242,11 @@ class DistillationArgs:
         if self.distill_alpha == 0 and self.distill_beta == 0:
             raise ValueError(
                 "'distill_alpha=0' and 'distill_beta=0' leave no loss to train with. Set at least one greater than 0."
+            )
+        if self.distill_beta == 0 and self.close_distill:
+            raise ValueError(
+                f"'close_distill={self.close_distill}' and 'distill_beta=0' leave no loss to train with in the last "
+                f"epochs. Set one of them otherwise."
             )
         if self.distill_alpha and not (self.response_distill or self.uses_features):
             raise ValueError(
@@ -252,14 +304,12 @@ class DistillationArgs:
     @property
     def uses_features(self) -> bool:
         """Whether a loss on feature maps is on."""
-        return bool(
-            (self.feature_distill and self.feature_weight) or (self.attention_distill and self.attention_weight)
-        )
+        return self.uses_feature_method or (self.attention_distill and self.attention_weight != 0)
 
     @property
-    def uses_adapters(self) -> bool:
-        """Whether the feature loss is on, which trains 1x1 adapters."""
-        return bool(self.distill_alpha and self.feature_distill and self.feature_weight)
+    def uses_feature_method(self) -> bool:
+        """Whether the losses that `feature_method` names are on."""
+        return self.feature_distill and self.feature_weight != 0
 
     @property
     def layers(self) -> tuple[Sequence[int | str], Sequence[int | str]] | None:

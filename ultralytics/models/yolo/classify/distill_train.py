@@ -6,25 +6,33 @@ from __future__ import annotations
 import copy
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.data.views import RepeatableViews
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
-from ultralytics.nn.class_names import read_names
+from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.nn.teacher_cache import CachedTeacher, cache_key
 from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.checks import check_imgsz, check_model_file_from_stem
-from ultralytics.utils.distillation import DistillationLoss
+from ultralytics.utils.distillation import (
+    DistillationLoss,
+    GradientBalance,
+    scheduled_share,
+    scheduled_temperature,
+)
+from ultralytics.utils.distillation.registry import choose
 from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
 __all__ = ("DistillationClassificationTrainer",)
@@ -45,6 +53,8 @@ class _Criterion:
     alpha: float
     beta: float
     classes: Tensor | None  # those that the teacher knows, if it does not know all
+    labelled: bool = True
+    balance: GradientBalance | None = None
 
     def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the detached items, the student's own among them."""
@@ -54,18 +64,31 @@ class _Criterion:
 
     def _sum(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total as it is, and the items."""
-        student_loss, items = self.student_criterion(predictions, batch)
+        labels = batch["cls"]
+        student_loss, items = self.student_criterion(predictions, {**batch, "cls": batch.get("mixed_cls", labels)})
+        if not self.labelled:
+            student_loss, items = torch.zeros_like(student_loss), {k: torch.zeros_like(v) for k, v in items.items()}
         if self.loss is None:
             return self.beta * student_loss, items
         student_features = self.taps.take()
-        if "teacher" not in batch:  # it has not begun to teach
-            return student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
+        if "teacher" not in batch:  # it is silent; before it has begun to teach, training is plain
+            weight = 1.0 if self.alpha else self.beta
+            return weight * student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
+        shared = student_features[0] if student_features else predictions  # the last that all losses come from
         teacher_logits, teacher_features = batch["teacher"]
         if self.classes is not None:
-            judged = torch.isin(batch["cls"], self.classes)
-            predictions, teacher_logits = predictions[judged][:, self.classes], teacher_logits[judged]
-        distillation, distillation_items = self.loss(predictions, teacher_logits, student_features, teacher_features)
-        return self.beta * student_loss + self.alpha * distillation, {**items, **distillation_items}
+            known = torch.isin(labels, self.classes)
+            if "mixed_cls" in batch:
+                known = batch["mixed_cls"][:, self.classes].sum(1) > 1 - 1e-4
+            predictions, teacher_logits = predictions[known][:, self.classes], teacher_logits[known]
+            labels = torch.searchsorted(self.classes, labels[known])
+        losses = self.loss.losses(predictions, teacher_logits, student_features, teacher_features, labels)
+        total, factors = self.beta * student_loss, {}
+        if self.balance is not None:
+            factors = self.balance({"loss": student_loss, **losses} if self.beta else losses, shared)
+        for name, loss in losses.items():
+            total = total + self.alpha * self.loss.weights[name] * factors.get(name, 1.0) * loss
+        return total, {**items, **{name: loss.detach() for name, loss in losses.items()}}
 
 
 class _Step(torch.nn.Module):
@@ -88,7 +111,7 @@ class _Step(torch.nn.Module):
         try:
             answer = trainer.teacher(images.detach())
             labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-            criterion = replace(trainer._criterion(student, taps), loss=self.loss)
+            criterion = replace(trainer._criterion(student, taps), loss=self.loss, balance=None)
             return criterion(student(images), {"cls": labels, "teacher": answer})[0]
         finally:
             taps.remove()
@@ -137,6 +160,9 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         self.distillation_loss: DistillationLoss | None = None
         self._taps: FeatureTaps | None = None
         self._cached: CachedTeacher | None = None
+        self._balance: GradientBalance | None = None
+        self._labelled = True
+        self._share = 1.0  # of distill_alpha, in the epoch
         self._answer: tuple[Tensor, list[Tensor]] | None = None  # the teacher's to the last batch
         super().__init__(cfg, overrides, _callbacks)
         if RANK != -1:
@@ -166,16 +192,14 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 f"'self_distill_start={self.distillation.self_distill_start}' is never reached in "
                 f"'epochs={self.args.epochs}', counted from 0. Lower it, or train longer."
             )
-        if self.args.quantize == 8 and self.distillation.uses_adapters:
-            raise ValueError(
-                "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
-                "'feature_distill=False', or train without 'quantize' and quantize on export."
-            )
+        self._check_methods()
         members = None if self.self_distillation else self._open_teachers()
         self._imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)  # as upstream finds it later
         source = self.args.data
         data = self.get_dataset()
         self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
+        if self.distillation.distill_beta == 0 and members is not None:
+            self._take_classes_of(members[0])
         names = read_names(data["names"])
         if members is None:  # the EMA takes its place once there is one
             members = [Teacher(Source("self", torch.nn.Identity(), names, data["channels"]))]
@@ -201,6 +225,56 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def self_distillation(self) -> bool:
         """Whether the student's own EMA teaches it."""
         return self.distillation.teacher == "self"
+
+    def _check_methods(self) -> None:
+        """Refuse methods that are not known, or that do not go with other arguments."""
+        args = self.distillation
+        chosen = choose("feature_method", args.feature_method) if args.uses_feature_method else []
+        choose("response_method", args.response_method)
+        if self.args.quantize == 8 and args.distill_alpha and any(choice.method.adapter for choice in chosen):
+            raise ValueError(
+                "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
+                "'feature_distill=False', or train without 'quantize' and quantize on export."
+            )
+        if self.args.compile and args.distill_balance:
+            raise ValueError(
+                "'distill_balance=auto' measures gradients inside the student, which 'compile=True' hides. Give one of "
+                "them."
+            )
+        if self.args.mixup + self.args.cutmix > 1:
+            raise ValueError(
+                f"'mixup={self.args.mixup}' and 'cutmix={self.args.cutmix}' are the probabilities of a batch to be "
+                f"mixed one way or the other, and must not exceed 1 together."
+            )
+        if args.teacher_cache and (self.args.mixup or self.args.cutmix):
+            raise ValueError(
+                "'mixup' and 'cutmix' make images that no one has seen before, so 'teacher_cache' cannot know the "
+                "teacher's answers. Leave out one or the other."
+            )
+
+    def _take_classes_of(self, teacher: Teacher) -> None:
+        """Give the student the teacher's classes where the training folders are no classes that it knows."""
+        folders = read_names(self.data["names"])
+        if teacher.names is None or len(match_classes(teacher.names, folders)) >= min(2, len(folders)):
+            return
+        if any(c.needs_labels for c in choose("response_method", self.distillation.response_method)):
+            raise ValueError(
+                f"'data={self.args.data}' has no labels that 'teacher={teacher.source}' knows, and "
+                f"'response_method={self.distillation.response_method}' needs them. Set i.e. 'response_method=kl'."
+            )
+        split = Path(self.data[self.args.split])
+        unknown = sorted({x.name for x in split.iterdir() if x.is_dir()} - set(teacher.names))
+        if unknown:
+            raise ValueError(
+                f"Without labels the student learns the teacher's classes, but '{split}' has folders that are none of "
+                f"them: {unknown[:5]}. Name its folders like the teacher's classes, of which there are "
+                f"{len(teacher.names)}, i.e. '{teacher.names[0]}'."
+            )
+        self._labelled = False
+        self.data.update(names=dict(enumerate(teacher.names)), nc=len(teacher.names))
+        self._log(
+            [f"The training images count as unlabelled: the student learns the teacher's {self.data['nc']} classes."]
+        )
 
     def _open_teachers(self) -> list[Teacher]:
         """Open the teachers, or refuse them."""
@@ -299,8 +373,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if args.distill_alpha == 0:
             return ckpt
         self._match_levels(student)
-        if RANK in {-1, 0}:
-            self._log_setup()
         with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
             self.distillation_loss = DistillationLoss(
                 [student_level.channels for student_level, _ in self.levels],
@@ -311,12 +383,22 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 attention_distill=args.attention_distill,
                 feature_weight=args.feature_weight,
                 attention_weight=args.attention_weight,
+                response_method=args.response_method,
+                feature_method=args.feature_method,
+                balanced=args.distill_balance is not None,
+                classify=self._teachers_head(),
             )
+        if RANK in {-1, 0}:
+            self._log_setup()
+        self._balance = GradientBalance() if args.distill_balance else None
         if self.distillation_loss.adapters:
             student.distill_adapters = self.distillation_loss.adapters
             if self.resume:
                 stored = ckpt["ema"].distill_adapters
-                shapes, fitting = ([tuple(a.weight.shape[:2]) for a in x] for x in (stored, student.distill_adapters))
+                shapes, fitting = (
+                    [tuple(w.shape[:2]) for w in x.state_dict().values() if w.ndim == 4]
+                    for x in (stored, student.distill_adapters)
+                )
                 if shapes != fitting:
                     raise ValueError(
                         f"'teacher={teacher.source}' does not fit the adapters of this run: they have (teacher, "
@@ -325,6 +407,16 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                     )
                 student.distill_adapters.load_state_dict(stored.state_dict())
         return ckpt
+
+    def _teachers_head(self) -> Callable[[Tensor], Tensor] | None:
+        """Return the teacher's head as a function of its last level, if that is what the head is given."""
+        network = self.teacher.first.model
+        if not self.levels or self.self_distillation or not isinstance(network, ClassificationModel):
+            return None
+        head = f"model.{len(network.model) - 1}"
+        if self.levels[-1][1].name != f"model.{len(network.model) - 2}":
+            return None
+        return lambda x: network.get_submodule(head)(x)[1]
 
     def _setup_ddp(self) -> None:
         """Join the other processes."""
@@ -369,8 +461,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
-        batch = super().preprocess_batch(batch)
-        waiting = self.self_distillation and self.epoch < self.distillation.self_distill_start
+        batch = self._mix(super().preprocess_batch(batch))
+        waiting = self._share == 0 or (self.self_distillation and self.epoch < self.distillation.self_distill_start)
         if self._taps is not None and self.distillation_loss is not None and not waiting:
             batch["teacher"] = self._answer = (
                 self.teacher(batch["img"])
@@ -379,17 +471,61 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             )
         return batch
 
+    def _mix(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Mix the images of a batch in pairs, as often as `mixup` and `cutmix` say; upstream's classifiers ignore them.
+
+        Teacher and student see the same mixed images, as in Beyer et al. 2022.
+        """
+        if (self.args.mixup or self.args.cutmix) and self.data["nc"] > 1:
+            drawn = torch.rand(1).item()
+            if drawn < self.args.mixup + self.args.cutmix:
+                mix = v2.MixUp if drawn < self.args.mixup else v2.CutMix
+                batch["img"], batch["mixed_cls"] = mix(num_classes=self.data["nc"])(batch["img"], batch["cls"])
+                batch["cls"] = batch["mixed_cls"].argmax(1)  # for what knows one class only
+        return batch
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: Any = None):
         """Build a dataset, for training with views that repeat if the teacher's answers are kept."""
         dataset = super().build_dataset(img_path, mode, batch)
         args = self.distillation
+        if not self._labelled:
+            classes = {name: i for i, name in self.data["names"].items()}
+            dataset.samples = [
+                [file, classes.get(Path(file).relative_to(img_path).parts[0], 0), *rest]
+                for file, _, *rest in dataset.samples
+            ]
         return RepeatableViews(dataset, args.teacher_views) if mode == "train" and args.teacher_cache else dataset
 
     def _model_train(self) -> None:
         """Begin an epoch, with its views."""
         super()._model_train()
+        args = self.distillation
+        schedule = args.distill_schedule
+        self._share = scheduled_share(self.epoch, self.epochs, schedule, args.distill_warmup, args.close_distill)
+        if self.distillation_loss is not None:
+            unwrap_model(self.model).criterion.alpha = args.distill_alpha * self._share
+            self.distillation_loss.temperature = scheduled_temperature(
+                self.epoch, self.epochs, args.temperature, args.temperature_end, schedule
+            )
         if isinstance(self.train_loader.dataset, RepeatableViews):
             self.train_loader.dataset.epoch.fill_(self.epoch)
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write a row of results.csv, with the weight and the temperature that were in force."""
+        if self.distillation_loss is not None:
+            in_force = self.distillation.distill_alpha * self._share, self.distillation_loss.temperature
+            metrics = {**metrics, "distill/alpha": in_force[0], "distill/temperature": in_force[1]}
+        super().save_metrics(metrics)
+
+    def _state(self) -> dict[str, Any]:
+        """Return what upstream's checkpoint leaves out, the balance of the losses among it."""
+        return {**super()._state(), **({"balance": self._balance.state_dict()} if self._balance else {})}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from where the run was stopped."""
+        if self._balance is not None:
+            self._balance.load_state_dict(state["balance"])
+        super()._restore(state)
 
     def _open_cache(self) -> CachedTeacher:
         """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on."""
@@ -441,8 +577,11 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 f"the answer of 'teacher={self.teacher.source}' is NaN or infinite. Train with 'amp=bf16' or "
                 f"'amp=False' if that helps it, or give another checkpoint."
             )
-        if cause in {"feature_loss", "attention_loss"}:
-            return super()._describe(cause).removesuffix(".") + f", or lower '{cause.replace('_loss', '_weight')}'."
+        if cause.startswith(("feature_", "attention_")):
+            argument = (
+                cause.replace("_loss", "_weight") if cause in {"feature_loss", "attention_loss"} else "feature_method"
+            )
+            return super()._describe(cause).removesuffix(".") + f", or lower '{argument}'."
         return super()._describe(cause)
 
     def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train"):
@@ -487,6 +626,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             self.distillation.distill_alpha,
             self.distillation.distill_beta,
             torch.tensor(classes, device=self.device) if classes and len(classes) < len(self.data["names"]) else None,
+            self._labelled,
+            self._balance,
         )
 
     def _check_teacher(self) -> None:
@@ -495,18 +636,19 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             return
         # Without a loader, as its workers would draw from the random stream of plain training
         logits, labels = self.teacher.judge(self.test_loader.dataset, CHECKED_IMAGES, self.batch_size)
-        if not len(labels):
+        count = len(labels)
+        if not count:
             return
-        prior = labels.bincount().max().item() / len(labels)
+        most = labels.bincount().max().item()
         for member, answer in zip(self.teacher.members, logits, strict=True):
-            accuracy = (answer.argmax(1) == labels).float().mean().item()
-            said = f"'teacher={member.source}' names {accuracy:.1%} of {len(labels)} validation images correctly"
+            right = (answer.argmax(1) == labels).sum().item()
+            said = f"'teacher={member.source}' names {right / count:.1%} of {count} validation images correctly"
             if len(answer) > 1 and torch.allclose(answer, answer[:1].expand_as(answer), rtol=1e-4, atol=1e-5):
                 LOGGER.warning(f"{said}, as it answers every image alike: it has nothing to teach. {CHECK_ADVICE}")
-            elif accuracy <= prior < 1:
+            elif right <= most < count:
                 LOGGER.warning(
-                    f"{said}, and always naming the most frequent class {prior:.1%}: it has nothing to teach. "
-                    f"{CHECK_ADVICE}"
+                    f"{said}, and always naming the most frequent class {most / count:.1%}: it has nothing to "
+                    f"teach. {CHECK_ADVICE}"
                 )
             else:
                 self._log([f"{said}."])
@@ -553,8 +695,12 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             rows.append((who, name, f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
         lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
         lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.levels]
-        losses = [f"response (temperature {args.temperature:g})"] * args.response_distill
-        losses += [f"{args.feature_weight:g} x feature"] * bool(args.feature_distill and args.feature_weight)
-        losses += [f"{args.attention_weight:g} x attention"] * bool(args.attention_distill and args.attention_weight)
-        lines.append(f"{'loss':>9}  {args.distill_beta:g} x label + {args.distill_alpha:g} x ({' + '.join(losses)})")
+        balanced = ", balanced" if args.distill_balance else ""
+        losses = []
+        for name, weight in self.distillation_loss.weights.items():
+            what = name.removesuffix("_loss") + f" (temperature {args.temperature:g})" * name.startswith("response")
+            losses.append(what if weight == 1 else f"{weight:g} x {what}")
+        lines.append(
+            f"{'loss':>9}  {args.distill_beta:g} x label + {args.distill_alpha:g} x ({' + '.join(losses)}{balanced})"
+        )
         LOGGER.info("\n".join([colorstr("distillation:"), *lines]))

@@ -1,0 +1,101 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Which method teaches best, and at what cost? Every registered method, alone and in combinations.
+
+Usage:
+    python benchmarks/methods.py source=path/to/idx/files
+    python benchmarks/methods.py source=path/to/idx/files chosen=plain,dkd,mse+rkd seeds=0 repeats=0
+
+Accuracy is measured as by accuracy.py, whose arguments this takes too; only the losses of the row are on. The cost is
+that of a training step relative to one with `kl` alone, the median of `repeats` steps that are taken in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import speed
+import torch
+from accuracy import SETTINGS, TRAINING, compare
+from ultralytics.cfg.distillation import parse_arguments
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils.distillation import methods
+
+TEMPERATURES = {"nkd": 1.0, "lskd": 2.0}  # of the papers, where it is not 4
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with `key=value` arguments."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    given = parse_arguments(arguments)
+    settings = {**SETTINGS, "output": str(Path(__file__).with_name("methods.json"))}
+    settings = {k: given.pop(k, v) for k, v in settings.items()}
+    repeats, chosen = given.pop("repeats", 20), given.pop("chosen", None)
+    every = ["plain", *methods("response_method"), *feature_names(), "kl+mse+attention"]
+    names = chosen.split(",") if chosen else every
+    report = compare(settings, given, {name: arguments_of(name) for name in names})
+    if repeats:
+        report["step / kl step"] = {**report.get("step / kl step", {}), **costs(names, repeats)}
+        Path(settings["output"]).write_text(json.dumps(report, indent=2) + "\n")
+        print("\n".join(f"{name}: {cost:.3f}" for name, cost in report["step / kl step"].items()))
+
+
+def feature_names() -> list[str]:
+    """Return the feature methods, the one that shares its name with a response method told apart."""
+    return [f"feature-{name}" if name in methods("response_method") else name for name in methods("feature_method")]
+
+
+def arguments_of(name: str) -> dict[str, Any] | None:
+    """Return the distillation arguments of methods joined by +, None for plain training."""
+    if name == "plain":
+        return None
+    responses, features = {}, {}
+    for part in name.split("+"):
+        if part in methods("response_method") and not (part == "mse" and "+" in name):
+            responses[part] = {"temperature": TEMPERATURES[part]} if part in TEMPERATURES else 1.0
+        else:
+            features[part.removeprefix("feature-")] = 1.0
+    return {
+        "response_distill": bool(responses),
+        "feature_distill": bool(features),
+        "attention_distill": False,
+        **({"response_method": responses} if responses else {}),
+        **({"feature_method": features} if features else {}),
+    }
+
+
+def costs(names: list[str], repeats: int, imgsz: int = 32, batch: int = 64) -> dict[str, float]:
+    """Return the time of a step with each method, relative to one with `kl`."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, classes = speed.make_data(Path(folder) / "data", 2 * batch, imgsz)
+        settings = {"model": TRAINING["model"], "device": None, "amp": True}
+        overrides = speed.make_overrides(settings, data, imgsz, batch, Path(folder))
+        teacher = speed.make_teacher(SETTINGS["teacher_model"], classes, Path(folder) / "teacher.pt")
+        inputs = {"img": torch.rand(batch, 3, imgsz, imgsz), "cls": torch.arange(batch) % len(classes)}
+        runs = {}
+        for name in dict.fromkeys(["kl", *names]):
+            own = arguments_of(name)
+            if own is not None:
+                own = {**overrides, "teacher": str(teacher), "teacher_check": False, **own}
+                trainer = speed.prepare(DistillationClassificationTrainer(overrides=own))
+                runs[name] = partial(speed.step, trainer, inputs, trainer.model)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for i in range(repeats + 3):  # the first ones warm up
+            for name, run in runs.items():
+                seconds = speed.timed(run, torch.device("cpu"))
+                if i >= 3:
+                    times[name].append(seconds)
+    return {name: statistics.median(values) / statistics.median(times["kl"]) for name, values in times.items()}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,61 @@
+"""Shares and temperatures by epoch, and factors by gradient, against their closed forms."""
+
+import math
+
+import pytest
+import torch
+from ultralytics.utils.distillation import GradientBalance, scheduled_share, scheduled_temperature
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"warmup": 3}, [0.25, 0.5, 0.75, 1]),
+        ({"close": 2}, [1, 1, 0, 0]),
+        ({"schedule": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"schedule": "cosine"}, [(1 + math.cos(math.pi * x)) / 2 for x in (0, 0.25, 0.5, 0.75)]),
+        ({"schedule": "linear", "close": 2, "warmup": 1}, [0.5, 0.5, 0, 0]),
+        ({"close": 9}, [0, 0, 0, 0]),
+    ],
+)
+def test_shares(settings, expected):
+    assert [scheduled_share(epoch, 4, **settings) for epoch in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("last", "schedule", "expected"),
+    [
+        (None, "linear", [4, 4, 4]),
+        (2, "constant", [4, 3, 2]),
+        (8, "linear", [4, 6, 8]),
+        (2, "cosine", [4, 3, 2]),
+    ],
+)
+def test_temperatures(last, schedule, expected):
+    assert [scheduled_temperature(e, 3, 4, last, schedule) for e in range(3)] == pytest.approx(expected)
+    assert scheduled_temperature(0, 1, 4, last, schedule) == 4
+
+
+def test_balance_measures_smooths_and_waits():
+    x = torch.ones(4, requires_grad=True)
+
+    def losses(size):
+        return {"label": x.sum(), "other": size * x.sum(), "none": 0 * x.sum()}
+
+    balance = GradientBalance(every=2, momentum=0.5)
+    assert {k: v.item() for k, v in balance(losses(4), x).items()} == {"label": 1, "other": 0.25, "none": 0}
+    assert balance(losses(8), x)["other"] == 0.25  # not measured
+    assert balance(losses(8), x)["other"].item() == pytest.approx(1 / 6)  # the mean of 4 and 8
+    assert balance(losses(math.nan), x)["other"].item() == pytest.approx(1 / 6)
+    kept = balance.state_dict()
+    resumed = GradientBalance(every=2, momentum=0.5)
+    resumed.load_state_dict(kept)
+    assert resumed(losses(2), x)["other"].item() == pytest.approx(1 / 4)
+    assert x.grad is None
+
+
+def test_balance_begins_with_a_loss_that_is_not_finite():
+    x = torch.ones(4, requires_grad=True)
+    balance = GradientBalance(every=1)
+    assert all(v.isfinite() for v in balance({"label": math.nan * x.sum(), "other": x.sum()}, x).values())
