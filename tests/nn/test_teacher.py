@@ -37,6 +37,72 @@ def test_answers_as_the_checkpoint_does(teacher):
     assert not any(m._forward_hooks for m in frozen.model.modules())
 
 
+def test_without_logits_the_pass_ends_at_the_last_level(teacher):
+    frozen = Teacher(teacher)
+    levels = frozen.find_levels(32, 3)
+    frozen.levels = [levels["model.6"], levels["model.4"]]
+    x, ran = torch.rand(3, 3, 32, 32), []
+    for i in (6, 7):
+        frozen.model.model[i].register_forward_hook(lambda *_, i=i: ran.append(i))
+    _, expected = frozen(x)
+    assert ran == [6, 7]
+    logits, maps = TeacherEnsemble([frozen, Teacher(teacher)])(x, logits=False)
+    assert ran == [6, 7, 6]
+    assert logits.shape == (3, 0)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    assert [len(m._forward_hooks) for m in frozen.model.model[4:8]] == [0, 0, 1, 1]
+
+
+def compiles(monkeypatch):
+    """Replace the compiler by one that leaves networks as they are and counts their forward passes."""
+    shapes = []
+
+    def attempt_compile(module, device, mode):
+        module.register_forward_hook(lambda module, args, output: shapes.append((mode, tuple(args[0].shape))))
+        return module
+
+    monkeypatch.setattr("ultralytics.nn.teacher.attempt_compile", attempt_compile)
+    return shapes
+
+
+def test_batches_of_the_compiled_shape_are_answered_by_the_compiled_network(teacher, monkeypatch):
+    shapes = compiles(monkeypatch)
+    frozen = Teacher(teacher)
+    frozen.levels = [frozen.find_levels(32, 3)["model.4"]]
+    x = torch.rand(5, 3, 32, 32)
+    expected = frozen(x)
+    for _ in range(2):
+        TeacherEnsemble([frozen]).compile("default", x.shape)
+        logits, (stride8,) = frozen(x)
+        assert torch.equal(logits, expected[0])
+        assert torch.equal(stride8, expected[1][0])
+    assert torch.equal(frozen(x, logits=False)[1][0], expected[1][0])
+    torch.testing.assert_close(frozen(x[:3])[0], expected[0][:3])
+    assert shapes == [("default", (5, 3, 32, 32))] * 3
+    with torch.no_grad():
+        frozen.model.model[0].conv.weight.zero_()  # the weights are there once
+    assert not torch.equal(frozen(x)[0], expected[0])
+    assert not any(m._forward_hooks for m in frozen.model.modules())
+    frozen.compile("default", (3, 3, 32, 32))
+    frozen(x[:3])
+    assert shapes[-1] == ("default", (3, 3, 32, 32))
+
+
+@pytest.mark.slow
+def test_the_compiler_changes_nothing_beyond_rounding(teacher):
+    frozen = Teacher(teacher)
+    levels = frozen.find_levels(32, 3)
+    frozen.levels = [levels["model.6"], levels["model.4"]]
+    x = torch.rand(4, 3, 32, 32)
+    expected, expected_maps = frozen(x)
+    frozen.compile(True, x.shape)
+    assert hasattr(frozen._compiled, "_orig_mod")
+    for _ in range(2):
+        logits, maps = frozen(x)
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(maps, expected_maps, rtol=1e-3, atol=1e-4)
+
+
 def test_is_frozen_and_fused(teacher):
     frozen = Teacher(teacher)
     logits, features = frozen(torch.rand(2, 3, 32, 32))

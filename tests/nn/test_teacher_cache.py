@@ -137,6 +137,18 @@ def test_the_teacher_is_asked_once(images, where):
     assert "held 4 of 16 answers" in cached.report
 
 
+@pytest.mark.parametrize(("loading", "said"), [(3.0, "The data loader took 75% of the time"), (0.5, None)])
+def test_a_slow_loader_is_named(loading, said, images, monkeypatch):
+    cached = CachedTeacher(Counting(), images[:1], 6, 1, 4.0)
+    clock = iter((0, loading, loading + 1, 90, 90 + loading, 91 + loading))  # validation between two epochs
+    monkeypatch.setattr("ultralytics.nn.teacher_cache.time.perf_counter", lambda: next(clock))
+    for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end") * 2:
+        cached.lap(event)
+    assert (cached.waiting, cached.training) == (2 * loading, 2)
+    assert ("data loader" in cached.report) == (said is not None)
+    assert said is None or said in cached.report
+
+
 def test_answers_of_many_classes_are_compressed(images):
     teacher = Counting(1000)
     cached = CachedTeacher(teacher, images[:1], 6, 1, 4.0)

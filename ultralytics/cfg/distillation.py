@@ -118,6 +118,12 @@ _OPTIONAL_POSITIVE = _Kind(
     "greater than 0",
     lambda v: v is None or 0 < v < math.inf,
 )
+_COMPILE = _Kind(
+    "bool or str",
+    lambda v: isinstance(v, (bool, str)),
+    "True, False or a mode of `torch.compile`",
+    lambda v: v in {True, False, "default", "reduce-overhead", "max-autotune-no-cudagraphs"},
+)
 _METHOD = _Kind(
     "str or dict",
     lambda v: isinstance(v, (str, dict)) and all(isinstance(k, str) for k in v),
@@ -182,6 +188,9 @@ class DistillationArgs:
         _CACHE, None, "Ask the teacher once about each view of an image, and keep its answers in memory or on disk"
     )
     teacher_views: int = _parameter(_COUNT, 8, "Views of each image, augmented in as many ways, with `teacher_cache`")
+    teacher_compile: bool | str = _parameter(
+        _COMPILE, False, "Compile the teacher for full batches; see upstream's `compile`"
+    )
     self_distill_start: int = _parameter(
         _EPOCH, 0, "Epoch, counted from 0, from which `teacher=self` teaches; before it training is plain"
     )
@@ -259,6 +268,8 @@ class DistillationArgs:
         count = len(self.teachers)
         if self.teacher_cache is True:
             object.__setattr__(self, "teacher_cache", "ram")
+        if self.teacher == "self" and self.teacher_compile:
+            raise ValueError("'teacher=self' is the student's average. Leave out 'teacher_compile'.")
         if self.teacher == "self" and self.teacher_cache:
             raise ValueError("'teacher=self' learns, so its answers change. Leave out 'teacher_cache'.")
         if "self" in self.teachers and count > 1:

@@ -48,14 +48,19 @@ class FeatureLevel(NamedTuple):
 class FeatureTaps:
     """Forward hooks that keep the outputs of chosen modules until they are taken."""
 
-    def __init__(self, model: nn.Module, levels: Sequence[FeatureLevel]):
+    class Complete(Exception):
+        """Ends a forward pass whose other modules are not needed."""
+
+    def __init__(self, model: nn.Module, levels: Sequence[FeatureLevel], stop: bool = False):
         """Hook the modules of a model.
 
         Args:
             model (nn.Module): Network to read.
             levels (Sequence[FeatureLevel]): Feature levels, in the order wanted from `take`.
+            stop (bool): Raise `Complete` in a forward pass once it has computed all levels.
         """
         self.levels = tuple(levels)
+        self.stop = stop
         self._outputs: dict[str, Tensor] = {}
         self._handles = [
             model.get_submodule(name).register_forward_hook(self._keep(name)) for name in {x.name for x in levels}
@@ -64,6 +69,8 @@ class FeatureTaps:
     def _keep(self, name: str):
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             self._outputs[name] = output
+            if self.stop and len(self._outputs) == len(self._handles):
+                raise self.Complete
 
         return hook
 

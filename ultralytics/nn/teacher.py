@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import reprlib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.nn.teacher_sources import Source, open_source
 from ultralytics.utils.distillation import average_logits
+from ultralytics.utils.torch_utils import attempt_compile
 
 __all__ = ("Teacher", "TeacherEnsemble")
 
@@ -84,7 +86,10 @@ class Teacher:
             torch.tensor(own if given is None else given, dtype=torch.float32).reshape(1, -1, 1, 1)
             for given, own in ((mean, opened.mean), (std, opened.std))
         )
+        self._normalizes = bool(self._mean.any() or (self._std != 1).any())  # here, as on a GPU the question waits
         self._gives_probabilities = False
+        self._compiled: nn.Module | None = None
+        self._compiled_shape: tuple[int, ...] = ()
 
     def vet(self, imgsz: int, channels: int) -> None:
         """Check by one forward pass of two random images that this teacher answers as a classifier.
@@ -145,34 +150,71 @@ class Teacher:
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
+    def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
+        """Compile the network for batches of one shape; those of another are answered by the network as it is.
+
+        Args:
+            mode (bool | str): Mode of `torch.compile`, True for its default one.
+            shape (Sequence[int]): Shape of the images, (B, channels, H, W), before they are resized.
+        """
+        if self._compiled_shape == tuple(shape):
+            return
+        module = _WithFeatures(self.model, self.levels)
+        self._compiled = attempt_compile(module, next(self.model.parameters()).device, mode=mode)
+        self._compiled_shape = tuple(shape)
+
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, images: Tensor, logits: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Answer a batch of images.
 
         Args:
             images (Tensor): Images of shape (B, channels, H, W) as upstream's training loop holds them: 0 to 1, RGB.
+            logits (bool): Compute logits; if not, the forward pass ends at the last level.
 
         Returns:
-            logits (Tensor): Class logits of shape (B, C).
+            logits (Tensor): Class logits of shape (B, C), (B, 0) without.
             features (list[Tensor]): One (B, c, h, w) map per level.
         """
+        compiled = self._compiled if images.shape == self._compiled_shape else None
         if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
             images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", antialias=True)
-        if self._mean.any() or (self._std != 1).any():
+        if self._normalizes:
             images = (images - self._mean) / self._std
-        # Hooks only for this call: the network may be the student's EMA, which is copied and saved
-        taps = FeatureTaps(self.model, self.levels)
-        try:
-            output = self.model(images)
-            features = taps.take()
-        finally:
-            taps.remove()
+        if compiled is not None:
+            output, features = compiled(images)
+        else:
+            # Hooks only for this call: the network may be the student's EMA, which is copied and saved
+            taps = FeatureTaps(self.model, self.levels, stop=not logits)
+            try:
+                output = self.model(images)
+                features = taps.take()
+            except FeatureTaps.Complete:
+                features = taps.take()
+            finally:
+                taps.remove()
+        if not logits:
+            return images.new_zeros(len(images), 0), features
         if isinstance(output, (tuple, list)):  # an Ultralytics classifier in eval mode gives (probabilities, logits)
             output = output[isinstance(self.model, ClassificationModel)]
-        logits = getattr(output, "logits", output)
+        answer = getattr(output, "logits", output)
         if self._gives_probabilities:
-            logits = logits.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-        return logits, features
+            answer = answer.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return answer, features
+
+
+class _WithFeatures(nn.Module):
+    """A network together with what is read inside it, to be compiled as one."""
+
+    def __init__(self, network: nn.Module, levels: Sequence[FeatureLevel]):
+        super().__init__()
+        # A copy that shares the weights, as hooks stay on what is compiled
+        shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
+        self.network = copy.deepcopy(network, shared)
+        self.taps = FeatureTaps(self.network, levels)
+
+    def forward(self, images: Tensor) -> tuple[Any, list[Tensor]]:
+        """Return the network's answer and its maps."""
+        return self.network(images), self.taps.take()
 
 
 class TeacherEnsemble:
@@ -306,6 +348,12 @@ class TeacherEnsemble:
         self._columns = [None if c is None else c.to(device) for c in self._columns]
         return self
 
+    def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
+        """Compile every member but exported files, see `Teacher.compile`."""
+        for member in self.members:
+            if member.has_features:
+                member.compile(mode, shape)
+
     def answers(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return each member's logits of shape (B, len(classes)), and the features of the first.
 
@@ -318,18 +366,21 @@ class TeacherEnsemble:
         ]
         return logits, answers[0][1]
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, images: Tensor, logits: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Answer a batch of images.
 
         Args:
             images (Tensor): Images of shape (B, channels, H, W), 0 to 1, RGB.
+            logits (bool): Compute logits; if not, only the first member is asked, see `Teacher`.
 
         Returns:
-            logits (Tensor): Logits of shape (B, len(classes)), or the teacher's own (B, C) before `align`.
+            logits (Tensor): Logits of shape (B, len(classes)), the teacher's own (B, C) before `align`, or (B, 0).
             features (list[Tensor]): One (B, c, h, w) map per level of the first member.
         """
-        logits, features = self.answers(images)
-        return average_logits(logits, self.weights[: len(logits)], self.temperature), features
+        if not logits:
+            return self.first(images, logits=False)
+        answers, features = self.answers(images)
+        return average_logits(answers, self.weights[: len(answers)], self.temperature), features
 
 
 def _hash_file(file: str) -> str:

@@ -130,6 +130,8 @@ class CachedTeacher:
     Attributes:
         cache (TeacherCache): The records.
         seconds (float): Time spent on asking the teacher.
+        waiting (float): Time between batches, while the data loader works, as told by `lap`.
+        training (float): Time within batches.
     """
 
     def __init__(
@@ -156,7 +158,8 @@ class CachedTeacher:
             MemoryError: If the memory has no room.
         """
         self.teacher, self.temperature = teacher, temperature
-        self.seconds = 0.0
+        self.seconds = self.waiting = self.training = 0.0
+        self._since: float | None = None
         logits, features = teacher(example)
         self.classes = logits.shape[1]
         self.top = TOP if self.classes > MOST_CLASSES else None
@@ -188,15 +191,28 @@ class CachedTeacher:
         logits, *features = self._decode([x.to(images.device, non_blocking=True) for x in tensors])
         return logits, features
 
+    def lap(self, event: str) -> None:
+        """Take the time at "on_train_epoch_start", "on_train_batch_start" or "on_train_batch_end"."""
+        now = time.perf_counter()
+        if self._since is not None and event == "on_train_batch_start":
+            self.waiting += now - self._since
+        elif self._since is not None and event == "on_train_batch_end":
+            self.training += now - self._since
+        self._since = now
+
     @property
     def report(self) -> str:
-        """What the cache was good for, in a sentence."""
+        """What the cache was good for, in a sentence or two."""
         hits, misses = self.cache.hits, self.cache.misses
         saved = self.seconds / misses * hits if misses else None
-        return (
-            f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
-            f"{self.cache.size / 1e6:.1f} MB" + (f"; it saved about {saved:.0f} s." if saved is not None else ".")
-        )
+        said = f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
+        said += f"{self.cache.size / 1e6:.1f} MB" + (f"; it saved about {saved:.0f} s." if saved is not None else ".")
+        if self.waiting > self.training:
+            said += (
+                f" The data loader took {self.waiting / (self.waiting + self.training):.0%} of the time, so epochs got "
+                f"hardly shorter: give it more 'workers', or 'cache=ram'."
+            )
+        return said
 
     def _encode(self, logits: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Return an answer as the tensors of its records, on the CPU."""

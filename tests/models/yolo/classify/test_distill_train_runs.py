@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DISTILLATION_LOSSES, plain, rows, same, train
+from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -200,7 +201,7 @@ def test_out_of_memory_halves_the_batch(where, overrides):
         }[where]
         working = getattr(owner, name)
 
-        def fail_once(x):
+        def fail_once(*args):
             setattr(owner, name, working)
             raise RuntimeError("CUDA out of memory")
 
@@ -315,3 +316,101 @@ def test_other_students_train(student, overrides):
     trainer = train({**overrides, "model": student, "fraction": 0.3})
     assert [s.stride for s, _ in trainer.levels] == [8, 16, 32]
     assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+
+
+def begin(overrides):
+    """Return a trainer before its first step, and the batch."""
+    trainer = DistillationClassificationTrainer(overrides=overrides)
+    trainer._setup_train()
+    trainer.epoch = 0
+    trainer._model_train()
+    return trainer, next(iter(trainer.train_loader))
+
+
+def step(trainer, batch):
+    batch["teacher"] = trainer.teacher(batch["img"])
+    trainer.model(batch)[0].sum().backward()
+
+
+class Waiting(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}:
+            self.operators.append(operator)
+        return operator(*args, **(kwargs or {}))
+
+
+METHODS = [
+    {},
+    {"distill_balance": "auto", "mixup": 1.0},
+    {
+        "response_method": {"dkd": 1, "dist": 1, "nkd": 1, "lskd": 1, "mse": 1},
+        "feature_method": {"rkd": 1, "sp": 1, "cc": 1, "vid": 1, "pkd": 1, "cwd": 1, "srrl": 1},
+    },
+]
+
+
+@pytest.mark.parametrize("given", METHODS)
+def test_the_host_does_not_wait_in_a_step(given, overrides):
+    trainer, batch = begin({**overrides, **given})
+    batch = trainer.preprocess_batch(batch)  # torchvision draws the mixture on the CPU
+    with Waiting() as waiting:
+        step(trainer, batch)
+    assert waiting.operators == []
+    with Waiting() as waiting:
+        bool(torch.ones(1))
+    assert len(waiting.operators) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("given", METHODS)
+def test_the_host_does_not_wait_for_a_gpu(given, overrides):
+    trainer, batch = begin({**overrides, "device": 0, **given})
+    batch = trainer.preprocess_batch(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(trainer, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch):
+    """Asked for by the argument, and without an effect on what is learned."""
+    shapes = []
+
+    def attempt_compile(module, device, mode):
+        module.register_forward_hook(lambda module, args, output: shapes.append((mode, tuple(args[0].shape))))
+        return module
+
+    monkeypatch.setattr("ultralytics.nn.teacher.attempt_compile", attempt_compile)
+    compiled = train({**overrides, "teacher_compile": "reduce-overhead"})
+    assert shapes == [("reduce-overhead", (32, 3, 32, 32))] * 6  # the last batch of 200 images has 8
+    shapes.clear()
+    assert same(weights(compiled.last), weights(train(overrides).last))
+    assert shapes == []
+
+
+@pytest.mark.slow
+def test_a_run_with_a_compiled_teacher_is_that_without(overrides):
+    fast, eager = (train({**overrides, **given}) for given in ({"teacher_compile": True}, {}))
+    for name in ("train/loss", *(f"train/{loss}" for loss in DISTILLATION_LOSSES)):
+        assert float(rows(fast)[0][name]) == pytest.approx(float(rows(eager)[0][name]), rel=1e-2)
+
+
+def test_features_alone_need_no_logits(overrides):
+    asked = []
+
+    def on_start(trainer):
+        ask = trainer.teacher.first.model.model[-1].forward
+        trainer.teacher.first.model.model[-1].forward = lambda x: asked.append(len(x)) or ask(x)
+
+    trainer = train({**overrides, "response_distill": False}, on_train_start=on_start)
+    assert asked == []
+    assert float(rows(trainer)[0]["train/feature_loss"]) > 0
+    train(overrides, on_train_start=on_start)
+    assert len(asked) == 7

@@ -435,6 +435,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         self._attach()
         if self.distillation.teacher_cache and self.distillation_loss is not None:
             self._cached = self._open_cache()
+            for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
+                self.add_callback(event, lambda trainer, event=event: trainer._cached.lap(event))
         if self.distillation.teacher_check and RANK in {-1, 0}:
             self._check_teacher()
 
@@ -465,7 +467,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         waiting = self._share == 0 or (self.self_distillation and self.epoch < self.distillation.self_distill_start)
         if self._taps is not None and self.distillation_loss is not None and not waiting:
             batch["teacher"] = self._answer = (
-                self.teacher(batch["img"])
+                self.teacher(batch["img"], logits=self.distillation.response_distill)
                 if self._cached is None
                 else self._cached(batch["img"], batch["index"], batch["view"])
             )
@@ -506,6 +508,10 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             unwrap_model(self.model).criterion.alpha = args.distill_alpha * self._share
             self.distillation_loss.temperature = scheduled_temperature(
                 self.epoch, self.epochs, args.temperature, args.temperature_end, schedule
+            )
+        if self._taps is not None and args.teacher_compile:
+            self.teacher.compile(
+                args.teacher_compile, (self.train_loader.batch_size, self.data["channels"], self._imgsz, self._imgsz)
             )
         if isinstance(self.train_loader.dataset, RepeatableViews):
             self.train_loader.dataset.epoch.fill_(self.epoch)
