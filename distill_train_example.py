@@ -12,24 +12,19 @@ train first, for `teacher_epochs` epochs. Students share seed, epochs and data.
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from ultralytics import YOLO, __version__
 from ultralytics.cfg import get_cfg
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.data import ClassificationDataset
 from ultralytics.data.utils import check_cls_dataset
-from ultralytics.models.yolo.classify import ClassificationTrainer
-from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.models.yolo.classify.distill_compare import train_student
 from ultralytics.nn.class_names import read_names
 from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, SETTINGS
@@ -71,10 +66,10 @@ def compare(settings: dict[str, Any]) -> Path:
     training["project"] = str(folder)
 
     if not is_trained:
-        rows.append(train(ClassificationTrainer, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
+        rows.append(train_student({**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]
-    rows.append(train(ClassificationTrainer, training, "plain"))
-    rows.append(train(DistillationClassificationTrainer, {**training, **distillation, "teacher": teacher}, "distilled"))
+    rows.append(train_student(training, "plain"))
+    rows.append(train_student({**training, **distillation, "teacher": teacher}, "distilled"))
 
     LOGGER.info(f"\n{'':<12}{'parameters':>12}{'top-1':>8}{'top-5':>8}{'seconds':>9}")
     for row in rows:
@@ -86,27 +81,6 @@ def compare(settings: dict[str, Any]) -> Path:
     plot(rows, folder / "comparison.png")
     LOGGER.info(f"Plot saved to {folder / 'comparison.png'}")
     return folder
-
-
-def train(trainer_class: type[ClassificationTrainer], overrides: dict[str, Any], name: str) -> dict[str, Any]:
-    """Train one network and report on its best checkpoint.
-
-    Args:
-        trainer_class (type[ClassificationTrainer]): Plain or distilling.
-        overrides (dict[str, Any]): Training arguments.
-        name (str): Name of the run.
-
-    Returns:
-        (dict[str, Any]): name, file, seconds, parameters, top1, top5 (fractions), and curve, the top-1 per epoch.
-    """
-    LOGGER.info(f"\nTraining {name}: {overrides['model']}")
-    start = time.perf_counter()
-    trainer = trainer_class(overrides={**overrides, "name": name})
-    trainer.train()
-    seconds = time.perf_counter() - start
-    curve = trainer.read_results_csv()["metrics/accuracy_top1"]
-    file = str(trainer.best)
-    return {"name": name, "file": file, "seconds": seconds, "curve": curve, **evaluate(file, overrides)}
 
 
 def measure(args: DistillationArgs, training: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +99,6 @@ def measure(args: DistillationArgs, training: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def evaluate(file: str, training: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a checkpoint, and its top-1 and top-5 accuracy as fractions."""
-    model = YOLO(file)
-    keys = training.keys() & {"data", "imgsz", "batch", "device", "project"}
-    metrics = model.val(**{k: training[k] for k in keys}, name=f"val_{Path(file).stem}", plots=False, verbose=False)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "top1": metrics.top1, "top5": metrics.top5}
-
-
 def runs_folder() -> Path:
     """Return the folder of classification runs in the user's Ultralytics settings."""
     return Path(SETTINGS["runs_dir"]).resolve() / "classify"
@@ -141,18 +107,6 @@ def runs_folder() -> Path:
 def datasets_folder() -> Path:
     """Return the folder of datasets in the user's Ultralytics settings."""
     return Path(SETTINGS["datasets_dir"]).resolve()
-
-
-def machine() -> dict[str, Any]:
-    """Return what a measurement was made on."""
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ultralytics": __version__,
-    }
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:

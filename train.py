@@ -1,10 +1,11 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""Train an Ultralytics image classifier, with or without a teacher.
+"""Train an Ultralytics image classifier, with or without a teacher, or both ways to compare them.
 
 Usage:
     python train.py model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py use_distillation=False model=yolo11n-cls.yaml data=path/to/dataset epochs=50
     python train.py resume=path/to/last.pt
+    python train.py compare seeds=3 model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py    # the settings below: the digits and the teacher that distill_train_example.py has made
 
 Arguments are key=value, as for the `yolo` command: every Ultralytics training argument, `use_distillation`, and
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_compare import compare
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, SETTINGS
 
@@ -66,7 +68,7 @@ def train_with_distillation(settings: dict[str, Any]) -> DistillationClassificat
 
 
 def main(arguments: list[str]) -> ClassificationTrainer | None:
-    """Train with the settings of this file and those of the command line."""
+    """Train, or compare, with the settings of this file and those of the command line."""
     use_distillation = True  # False trains the same student without a teacher
 
     if {"-h", "--help", "help"} & set(arguments):
@@ -74,7 +76,8 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
             __doc__ + "\n".join(f"    {f.name}={f.default}: {f.metadata['meaning']}" for f in fields(DistillationArgs))
         )
         return None
-    given = parse_arguments(arguments, {"use_distillation": use_distillation})
+    comparing = arguments[:1] == ["compare"]
+    given = parse_arguments(arguments[comparing:], {"use_distillation": use_distillation})
     use_distillation = given.pop("use_distillation", use_distillation)
     if given.get("resume"):
         settings = given  # the checkpoint holds the rest
@@ -88,6 +91,9 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
                 "'teacher=path/to/best.pt', or run 'python distill_train_example.py' once."
             )
     check_cuda()
+    if comparing:
+        compare(settings)
+        return None
     return train_with_distillation(settings) if use_distillation else train_normal(settings)
 
 

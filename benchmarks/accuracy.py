@@ -1,21 +1,21 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""Does a teacher make the student better? Paired runs on Fashion-MNIST, plain and distilled, seed by seed.
+"""Does a teacher make the student better? Paired runs on real images, plain and distilled, seed by seed.
 
 Usage:
     python benchmarks/accuracy.py source=path/to/idx/files
     python benchmarks/accuracy.py train=100 epochs=20 seeds=0,1,2,3,4 variants="plain,distilled,temperature=2"
 
-Arguments, as key=value: the settings below, and any training or distillation argument for the students. `source` is a
-folder with Fashion-MNIST's four `*-ubyte.gz` files; without it torchvision downloads them. `teacher` is a `.pt`; by
-default one is trained, once. A variant is `plain`, `distilled` (all defaults) or such arguments, separated by spaces.
-Results are written after every run, and an interrupted benchmark goes on where it stopped.
+Arguments, as key=value: the settings below, and any training or distillation argument for the students. `dataset` is
+`fashion-mnist` or scikit-learn's `digits`; `source` is a folder with Fashion-MNIST's four `*-ubyte.gz` files, without
+which torchvision downloads them. `teacher` is a `.pt`; by default one is trained, once. A variant is `plain`,
+`distilled` (all defaults) or such arguments, separated by spaces. Results are written after every run, and an
+interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from sklearn.model_selection import train_test_split
 from torchvision.datasets import FashionMNIST
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
-from ultralytics.models.yolo.classify import ClassificationTrainer
-from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.models.yolo.classify.distill_compare import evaluate, table, train_student, train_students
 from ultralytics.utils.patches import torch_load
 
-from distill_train_example import datasets_folder, evaluate, machine, runs_folder, train, write_image_folder
+from distill_train_example import datasets_folder, load_digit_images, runs_folder, write_image_folder
 
 SETTINGS = {
+    "dataset": "fashion-mnist",  # or digits
     "source": None,  # folder of Fashion-MNIST's files
     "train": 600,  # training images per class
     "val": 200,  # validation images per class, of the test set
@@ -45,8 +45,10 @@ SETTINGS = {
     "teacher_model": "yolo11s-cls.yaml",
     "teacher_train": 2500,  # training images per class
     "teacher_epochs": 10,
+    "project": None,  # folder of the students' runs
     "output": str(Path(__file__).with_name("accuracy.json")),
 }
+PROJECT = runs_folder() / "accuracy"
 TRAINING = {
     "model": "yolo11n-cls.yaml",
     "imgsz": 32,
@@ -88,58 +90,61 @@ def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str,
         DistillationArgs(**DistillationArgs.split(own or {})[0])  # mistakes end here, before the first run
     output = Path(settings["output"])
 
-    folder = runs_folder() / "accuracy"
-    teacher = settings["teacher"] or train_teacher(settings, training, folder)
-    data = fashion_mnist(settings["source"], settings["train"], settings["val"])
-    setting = {
-        **asdict(DistillationArgs(**distillation)),
-        **training,
-        **{k: settings[k] for k in ("train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")},
-    }
+    teacher = settings["teacher"] or train_teacher(settings, training)
+    data = write_dataset(settings, settings["train"])
+    names = ("dataset", "train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")
+    setting = {**asdict(DistillationArgs(**distillation)), **training, **{k: settings[k] for k in names}}
     setting = json.loads(json.dumps(setting))  # as it is read back
-    report = {"setting": setting, "top1": {}, "seconds": {}}
+    report = {"setting": setting}
     if output.exists():
         earlier = json.loads(output.read_text())
-        if {**asdict(DistillationArgs()), **earlier["setting"]} == setting:  # arguments that are newer than the file
+        newer = {**asdict(DistillationArgs()), "dataset": SETTINGS["dataset"]}  # arguments that the file may not have
+        if {**newer, **earlier["setting"]} == setting:
             report = earlier
-    report["machine"] = machine()
     report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
-    for seed in seeds:
-        for variant, own in variants.items():
-            top1 = report["top1"].setdefault(variant, {})
-            if str(seed) in top1:
-                continue
-            overrides = {**training, "data": str(data), "seed": seed, "project": str(folder)}
-            trainer_class = ClassificationTrainer
-            if own is not None:
-                trainer_class = DistillationClassificationTrainer
-                overrides |= {"teacher": str(teacher), **own}
-            row = train(trainer_class, overrides, f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}")
-            top1[str(seed)] = 100 * row["top1"]
-            report["seconds"].setdefault(variant, {})[str(seed)] = row["seconds"]
-            report["summary"] = summarise(report["top1"])
-            output.write_text(json.dumps(report, indent=2) + "\n")
+    variants = {name: None if own is None else {"teacher": str(teacher), **own} for name, own in variants.items()}
+    train_students(
+        variants, {**training, "data": str(data), "project": settings["project"] or str(PROJECT)}, seeds, report, output
+    )
     print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
     print(table(report["summary"]))
     print(f"Saved to {output}")
     return report
 
 
-def train_teacher(settings: dict[str, Any], training: dict[str, Any], folder: Path) -> Path:
+def train_teacher(settings: dict[str, Any], training: dict[str, Any]) -> Path:
     """Train the teacher if it is not there yet, and return its checkpoint."""
     name = f"teacher_{Path(settings['teacher_model']).stem}_{settings['teacher_train']}_{settings['teacher_epochs']}"
-    best = folder / name / "weights" / "best.pt"
+    if settings["dataset"] != SETTINGS["dataset"]:
+        name += f"_{settings['dataset']}"
+    best = PROJECT / name / "weights" / "best.pt"
     if not best.exists() or torch_load(best, map_location="cpu")["epoch"] != -1:  # -1 marks a finished training
-        overrides = {k: training[k] for k in ("imgsz", "batch", "optimizer", "lr0", "plots")}
+        overrides = {k: v for k, v in training.items() if k in {*TRAINING, "fliplr", "device"}}
         overrides |= {
             "model": settings["teacher_model"],
-            "data": str(fashion_mnist(settings["source"], settings["teacher_train"], settings["val"])),
+            "data": str(write_dataset(settings, settings["teacher_train"])),
             "epochs": settings["teacher_epochs"],
-            "project": str(folder),
+            "project": str(PROJECT),
             "exist_ok": True,
         }
-        train(ClassificationTrainer, overrides, name)
+        train_student(overrides, name)
     return best
+
+
+def write_dataset(settings: dict[str, Any], train_count: int) -> Path:
+    """Write the first images of each class as an image folder, once, and return it."""
+    if settings["dataset"] == "digits":
+        return digits(train_count)
+    return fashion_mnist(settings["source"], train_count, settings["val"])
+
+
+def digits(train_count: int) -> Path:
+    """Write scikit-learn's digits, a fifth of each class for validation and `train_count` or all others to train."""
+    images, labels, names = load_digit_images()
+    train_x, val_x, train_y, val_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    chosen = np.concatenate([np.flatnonzero(train_y == c)[:train_count] for c in range(len(names))])
+    splits = {"train": (train_x[chosen], train_y[chosen]), "val": (val_x, val_y)}
+    return write_image_folder(datasets_folder() / f"digits-{train_count}", splits, names)
 
 
 def fashion_mnist(source: str | None, train_count: int, val_count: int) -> Path:
@@ -167,34 +172,6 @@ def fashion_mnist(source: str | None, train_count: int, val_count: int) -> Path:
         splits[split] = dataset.data.numpy()[chosen], labels[chosen]
     names = [name.replace("/", "-") for name in dataset.classes]
     return write_image_folder(datasets_folder() / f"fashion-mnist-{train_count}-{val_count}", splits, names)
-
-
-def summarise(top1: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return mean, standard deviation and the paired difference to plain with its 95 % interval, per variant."""
-    summary = {}
-    for variant, by_seed in top1.items():
-        values = list(by_seed.values())
-        row = {"seeds": len(values), "mean": np.mean(values), "std": np.std(values, ddof=1) if len(values) > 1 else 0.0}
-        shared = sorted(by_seed.keys() & top1.get("plain", {}).keys())
-        if variant != "plain" and shared:
-            differences = [by_seed[s] - top1["plain"][s] for s in shared]
-            row["differences"] = differences
-            row["difference"] = np.mean(differences)
-            if len(shared) > 1:
-                row["interval"] = list(stats.ttest_1samp(differences, 0).confidence_interval(0.95))
-        summary[variant] = row
-    return summary
-
-
-def table(summary: dict[str, dict[str, Any]]) -> str:
-    """Format the summary as a Markdown table."""
-    lines = ["| student | top-1 mean | std | minus plain | 95 % interval | by seed |", "|---|---|---|---|---|---|"]
-    for variant, row in summary.items():
-        difference = f"{row['difference']:+.2f}" if "difference" in row else ""
-        interval = "{:+.2f} to {:+.2f}".format(*row["interval"]) if "interval" in row else ""
-        by_seed = ", ".join(f"{d:+.2f}" for d in row.get("differences", []))
-        lines.append(f"| {variant} | {row['mean']:.2f} | {row['std']:.2f} | {difference} | {interval} | {by_seed} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Every step is one of the real trainer: forward, losses, backward, clipping, opti
 are timed in turn in one process, so that what else the machine does falls on all of them; medians and their ratios
 are reported. Epochs are the trainer's own, with its data loader; memory is that of a process for each kind of training.
 timm's and torchdistill's steps are of the same two networks, optimizer and EMA, where these packages are installed.
+`pairs` are networks, teacher>student, whose steps are measured at the first size and plotted beside the output.
 """
 
 from __future__ import annotations
@@ -21,22 +22,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from ultralytics import YOLO
 from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_compare import machine
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.teacher import Teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill_train_example import machine, write_image_folder
+from distill_train_example import write_image_folder
 
 SETTINGS = {
     "imgsz": (32, 224),
@@ -47,6 +50,7 @@ SETTINGS = {
     "teacher_model": "yolo11s-cls.yaml",
     "images": (6000, 320),  # of the epochs, one for each image size
     "epochs": 2,  # of each kind, in turn; 0 for none
+    "pairs": "s>n,m>n,l>n,x>n,m>s,l>m,x>l",  # sizes of yolo11; None for none
     "device": None,
     "amp": True,
 }
@@ -63,15 +67,15 @@ KINDS = {
         "teacher_views": 1,
     },
 }
-RATIOS = {
-    "distilled / (plain + teacher)": lambda t: t["distilled"] / (t["plain"] + t["teacher"]),
-    "distilled / plain": lambda t: t["distilled"] / t["plain"],
-    "response / plain": lambda t: t["response"] / t["plain"],
-    "cached / plain": lambda t: t["cached"] / t["plain"],
-    "cached response / plain": lambda t: t["cached response"] / t["plain"],
-    "timm / response": lambda t: t["timm"] / t["response"],
-    "torchdistill / response": lambda t: t["torchdistill"] / t["response"],
-}
+RATIOS = (
+    ("distilled", ("plain", "teacher")),
+    ("distilled", ("plain",)),
+    ("response", ("plain",)),
+    ("cached", ("plain",)),
+    ("cached response", ("plain",)),
+    ("timm", ("response",)),
+    ("torchdistill", ("response",)),
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -90,10 +94,18 @@ def main(arguments: list[str]) -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for imgsz, batch, images in sizes:
-            settings["images"] = images
-            results.append(measure(settings, given, imgsz, batch, Path(folder) / str(imgsz)))
+            place = Path(folder) / f"{imgsz}_{batch}"
+            own = {**settings, "images": images}
+            row = {"imgsz": imgsz, "batch": batch, **measure_steps(own, given, imgsz, batch, place)}
+            row["epochs"] = measure_epochs(own, given, imgsz, batch, place / "epochs")
+            row["memory"] = measure_memory(own, given, imgsz, batch)
+            results.append(row)
+        pairs = measure_pairs(settings, given, *sizes[0][:2], Path(folder) / "pairs")
     print(f"\n{table(results, 'steps')}\n\n{table(results, 'epochs')}\n\n{table(results, 'memory')}")
-    report = {"machine": machine(), "setting": {**settings, **given}, "results": results}
+    report = {"machine": machine(), "setting": {**settings, **given}, "results": results, "pairs": pairs}
+    if pairs:
+        print(f"\n{table(pairs, 'steps')}")
+        plot(pairs, output.with_name(f"{output.stem}_pairs.png"))
     output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"Saved to {output}")
 
@@ -101,9 +113,10 @@ def main(arguments: list[str]) -> None:
 def table(results: list[dict[str, Any]], what: str) -> str:
     """Return a Markdown table of one thing that was measured, a row for each image size."""
     names = list(results[0][what])
-    lines = [f"| image, px | batch | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    of = [name for name in ("teacher", "student", "imgsz", "batch") if name in results[0]]
+    lines = [f"| {' | '.join([*of, *names])} |", "|---" * len([*of, *names]) + "|"]
     for r in results:
-        lines.append(f"| {r['imgsz']} | {r['batch']} | {' | '.join(show(r[what][name]) for name in names)} |")
+        lines.append(f"| {' | '.join([*(str(r[k]) for k in of), *(show(r[what][name]) for name in names)])} |")
     return "\n".join(lines)
 
 
@@ -150,12 +163,20 @@ def prepare(trainer: ClassificationTrainer) -> ClassificationTrainer:
     return trainer
 
 
-def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path) -> dict[str, Any]:
-    """Measure steps, epochs and memory at one size."""
+def measure_steps(
+    settings: dict[str, Any],
+    given: dict[str, Any],
+    imgsz: int,
+    batch: int,
+    folder: Path,
+    kinds: Iterable[str] = KINDS,
+    peers: Iterable[str] = ("timm", "torchdistill"),
+) -> dict[str, Any]:
+    """Time steps of every kind in turn, and return their medians and the ratios of these."""
     data, names = make_data(folder / "data", max(2 * batch, 4 * CLASSES), imgsz)
     overrides = make_overrides(settings, data, imgsz, batch, folder)
     teacher_file = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
-    trainers = {kind: prepare(make_trainer(overrides, kind, teacher_file, given)) for kind in KINDS}
+    trainers = {kind: prepare(make_trainer(overrides, kind, teacher_file, given)) for kind in kinds}
     plain = trainers["plain"]
     bare = Teacher(teacher_file).to(plain.device)
     x = torch.rand(batch, 3, imgsz, imgsz)
@@ -174,10 +195,11 @@ def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: 
     runs = {"teacher": forward}
     for kind, trainer in trainers.items():
         runs[kind] = partial(step, trainer, inputs, trainer.model)
-    for name, peer in PEERS.items():
+    for name in peers:
         trainer = prepare(make_trainer(overrides, "plain", teacher_file, given))
         try:
-            loss = peer(trainer.model, make_trainer(overrides, "response", teacher_file, given).teacher.first.model)
+            teacher = make_trainer(overrides, "response", teacher_file, given).teacher.first.model
+            loss = PEERS[name](trainer.model, teacher)
         except ImportError as e:
             print(f"{name} is not measured: {e}")
             continue
@@ -191,27 +213,52 @@ def measure(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: 
             times[name].append(timed(run, plain.device))
     medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
     ratios = {}
-    for name, ratio in RATIOS.items():
-        if all(peer in runs or peer not in name for peer in PEERS):
-            each = [ratio(dict(zip(times, values, strict=True))) for values in zip(*times.values(), strict=True)]
-            ratios[name] = {"median": ratio(medians), "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
-    return {
-        "imgsz": imgsz,
-        "batch": batch,
-        "median_ms": medians,
-        "steps": ratios,
-        "epochs": measure_epochs(settings, given, imgsz, batch, folder / "epochs", teacher_file),
-        "memory": measure_memory(settings, given, imgsz, batch),
-    }
+    for over, under in RATIOS:
+        if {over, *under} <= runs.keys():
+            name = f"{over} / ({' + '.join(under)})" if len(under) > 1 else f"{over} / {under[0]}"
+            each = [a / sum(b) for a, *b in zip(times[over], *(times[k] for k in under), strict=True)]
+            median = medians[over] / sum(medians[k] for k in under)
+            ratios[name] = {"median": median, "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
+    return {"median_ms": medians, "steps": ratios}
+
+
+def measure_pairs(
+    settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path
+) -> list[dict[str, Any]]:
+    """Time the steps of networks of many sizes."""
+    rows = []
+    for pair in settings["pairs"].split(",") if settings["pairs"] else ():
+        teacher, student = (f"yolo11{size}-cls.yaml" for size in pair.split(">"))
+        names = {"teacher_model": teacher, "model": student}
+        place = folder / pair.replace(">", "_")
+        row = {"teacher": teacher, "student": student, "imgsz": imgsz, "batch": batch}
+        row |= measure_steps({**settings, **names}, given, imgsz, batch, place, ("plain", "distilled"), ())
+        row["parameters"] = sum(p.numel() for p in Teacher(place / "teacher.pt").first.model.parameters())
+        rows.append(row)
+    return rows
+
+
+def plot(pairs: list[dict[str, Any]], file: Path) -> None:
+    """Draw the cost of a distilled step against the teacher's size, a line for each student."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for student in dict.fromkeys(row["student"] for row in pairs):
+        rows = sorted((r for r in pairs if r["student"] == student), key=lambda r: r["parameters"])
+        sizes = [r["parameters"] / 1e6 for r in rows]
+        axes.plot(sizes, [r["steps"]["distilled / plain"]["median"] for r in rows], "o-", label=Path(student).stem)
+    axes.set(xscale="log", xlabel="teacher's parameters, million", ylabel="distilled step / plain step", ylim=(0, None))
+    axes.legend(title="student")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def measure_epochs(
-    settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path, teacher: Path
+    settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path
 ) -> dict[str, float]:
     """Return whole epochs of each kind relative to plain ones: loader, training, saving, validation of 40 images."""
     if not settings["epochs"]:
         return {}
-    data, _ = make_data(folder / "data", settings["images"], imgsz)
+    data, names = make_data(folder / "data", settings["images"], imgsz)
+    teacher = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
     overrides = make_overrides(settings, data, imgsz, batch, folder)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(settings["epochs"]):  # in turn; of each run the second epoch, when a cache of one view is warm

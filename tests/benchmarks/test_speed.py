@@ -14,9 +14,10 @@ speed = load_benchmark("speed")
 @pytest.mark.slow
 def test_runs(tmp_path, capsys):
     output = tmp_path / "speed.json"
-    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "images=40", "epochs=1"]
+    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "images=40", "epochs=1", "pairs=s>n"]
     speed.main([*settings, f"output={output}"])
-    (result,) = json.loads(output.read_text())["results"]
+    report = json.loads(output.read_text())
+    (result,), (pair,) = report["results"], report["pairs"]
     times = result["median_ms"]
     assert all(value > 0 for value in times.values())
     assert {"plain", "teacher", "distilled", "response", "cached", "cached response", "timm"} <= times.keys()
@@ -24,6 +25,10 @@ def test_runs(tmp_path, capsys):
     assert ratio == pytest.approx(times["distilled"] / (times["plain"] + times["teacher"]))
     assert result["epochs"].keys() == {f"{kind} / plain" for kind in speed.KINDS if kind != "plain"}
     assert result["memory"]["plain, MB"] > 10
+    assert (pair["teacher"], pair["student"]) == ("yolo11s-cls.yaml", "yolo11n-cls.yaml")
+    assert pair["parameters"] > 5e6
+    assert pair["steps"].keys() == {"distilled / (plain + teacher)", "distilled / plain"}
+    assert (tmp_path / "speed_pairs.png").stat().st_size > 1000
     assert "| 32 | 8 |" in capsys.readouterr().out
 
 

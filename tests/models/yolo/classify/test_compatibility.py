@@ -60,7 +60,10 @@ WORKS = {
     "epochs=2 val=False": lambda run: float(rows(run.trainer)[0]["metrics/accuracy_top1"]) == 0,
     "plots=True": lambda run: (run.trainer.save_dir / "results.png").exists(),
     "profile=True": lambda run: True,
-    "cls_pw=0.5": lambda run: same(weights(run.trainer.last), weights(train(plainly(run)).last)),
+    "cls_pw=0.5": lambda run: same(weights(run.trainer.last), weights(train(without(run, "cls_pw")).last)),
+    "mixup=0.5 cutmix=0.5": lambda run: (
+        not same(weights(run.trainer.last), weights(train(without(run, "mixup", "cutmix")).last))
+    ),
     "quantize=8 feature_distill=False": lambda run: is_qat(run.trainer.model),
     "compile=True": lambda run: hasattr(run.trainer.model, "_orig_mod"),
 }
@@ -76,8 +79,8 @@ def same_weight(run, name):
     return torch.equal(run.begun[name], run.ended[name])
 
 
-def plainly(run):
-    return {k: v for k, v in run.overrides.items() if k != "cls_pw"}
+def without(run, *names):
+    return {k: v for k, v in run.overrides.items() if k not in names}
 
 
 def read(row, teacher):

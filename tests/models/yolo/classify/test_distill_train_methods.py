@@ -67,6 +67,7 @@ def test_several_methods_in_one_run_and_on_a_command_line(overrides):
         ({"mixup": 0.7, "teacher_cache": "ram"}, "Leave out one or the other"),
         ({"distill_balance": "auto", "compile": True}, "Give one of them"),
         ({"distill_beta": 0, "close_distill": 1}, "no loss to train with in the last epochs"),
+        ({"epochs": 2, "close_distill": 2}, "silent in all of 'epochs=2', with .* and 'close_distill=2'"),
         ({"distill_schedule": "step"}, "'distill_schedule=step' is an invalid value"),
         ({"temperature_end": 0}, "'temperature_end=0' is an invalid value"),
         ({"quantize": 8, "feature_method": "pkd"}, "would quantize the adapters"),

@@ -187,10 +187,11 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
             given = {**stored, **{k: v for k, v in given.items() if k in RESUMED_ANEW and v is not None}}
         self.distillation = DistillationArgs(**given)
-        if self.self_distillation and self.distillation.self_distill_start >= self.args.epochs:
+        start, close = self.distillation.self_distill_start * self.self_distillation, self.distillation.close_distill
+        if start + close >= self.args.epochs:
             raise ValueError(
-                f"'self_distill_start={self.distillation.self_distill_start}' is never reached in "
-                f"'epochs={self.args.epochs}', counted from 0. Lower it, or train longer."
+                f"The teacher would be silent in all of 'epochs={self.args.epochs}', with 'self_distill_start={start}' "
+                f"and 'close_distill={close}'. Lower these, or train longer."
             )
         self._check_methods()
         members = None if self.self_distillation else self._open_teachers()
