@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.models.yolo.classify.distill_compare import evaluate, table, train_student, train_students
+from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
 
 from distill_train_example import datasets_folder, load_digit_images, runs_folder, write_image_folder
@@ -45,7 +46,7 @@ SETTINGS = {
     "teacher_model": "yolo11s-cls.yaml",
     "teacher_train": 2500,  # training images per class
     "teacher_epochs": 10,
-    "project": None,  # folder of the students' runs
+    "runs": None,  # name of a folder for the students' runs, which an interrupted benchmark goes on with
     "output": str(Path(__file__).with_name("accuracy.json")),
 }
 PROJECT = runs_folder() / "accuracy"
@@ -102,10 +103,12 @@ def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str,
         if {**newer, **earlier["setting"]} == setting:
             report = earlier
     report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
+    project = PROJECT
+    if settings["runs"]:
+        project /= report.setdefault("runs", Path(increment_path(PROJECT / settings["runs"])).name)
+        training["exist_ok"] = True
     variants = {name: None if own is None else {"teacher": str(teacher), **own} for name, own in variants.items()}
-    train_students(
-        variants, {**training, "data": str(data), "project": settings["project"] or str(PROJECT)}, seeds, report, output
-    )
+    train_students(variants, {**training, "data": str(data), "project": str(project)}, seeds, report, output)
     print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
     print(table(report["summary"]))
     print(f"Saved to {output}")

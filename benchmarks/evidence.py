@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> None:
     output = Path(given.pop("output", Path(__file__).with_name("evidence")))
     output.mkdir(exist_ok=True)
     for name in names.split(",") if names else EXPERIMENTS:
-        own = {**TRAINING, "seeds": (0, 1, 2, 3, 4), **EXPERIMENTS[name], **given, "exist_ok": True}
-        settings = {**SETTINGS, "project": str(PROJECT / name), "output": str(output / f"{name}.json")}
+        own = {**TRAINING, "seeds": (0, 1, 2, 3, 4), **EXPERIMENTS[name], **given}
+        settings = {**SETTINGS, "runs": name, "output": str(output / f"{name}.json")}
         settings = {k: own.pop(k, v) for k, v in settings.items()}
         report = compare(settings, own, {"plain": None, "distilled": {}})
         evaluate_all(report, settings, own)
@@ -83,7 +83,7 @@ def evaluate_all(report: dict[str, Any], settings: dict[str, Any], training: dic
         measured["teacher"] = {"": measure(teacher, images, labels)}
     for variant, by_seed in report["top1"].items():
         for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
-            file = Path(settings["project"]) / f"{variant}_{seed}" / "weights" / "best.pt"
+            file = PROJECT / report["runs"] / f"{variant}_{seed}" / "weights" / "best.pt"
             measured[variant][seed] = measure(file, images, labels)
 
 
