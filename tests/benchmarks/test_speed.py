@@ -28,7 +28,7 @@ def test_runs(tmp_path, capsys):
     assert (pair["teacher"], pair["student"]) == ("yolo11s-cls.yaml", "yolo11n-cls.yaml")
     assert pair["parameters"] > 5e6
     assert pair["steps"].keys() == {"distilled / (plain + teacher)", "distilled / plain"}
-    assert (tmp_path / "speed_pairs.png").stat().st_size > 1000
+    assert (tmp_path / "speed.png").stat().st_size > 1000
     assert "| 32 | 8 |" in capsys.readouterr().out
 
 
