@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch
-from accuracy import PROJECT, SETTINGS, TRAINING, compare, train_teacher, write_dataset
+from accuracy import PROJECT, TRAINING, compare, train_teacher, write_dataset
+from accuracy import SETTINGS as ACCURACY
 from scipy import stats
 from torchvision.transforms.v2.functional import affine, gaussian_blur
 from ultralytics import YOLO
@@ -31,6 +32,12 @@ from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.data import ClassificationDataset
 from ultralytics.utils.distillation.metrics import calibration
 
+SETTINGS = {
+    **ACCURACY,
+    "seeds": (0, 1, 2, 3, 4),
+    "output": str(Path(__file__).with_name("evidence")),  # a folder
+    "experiments": None,  # separated by commas; all by default
+}
 FASHION = {"dataset": "fashion-mnist", "teacher_train": 2500, "teacher_epochs": 10}
 DIGITS = {"dataset": "digits", "teacher_train": 1000, "teacher_epochs": 20, "epochs": 10, "fliplr": 0.0}
 EXPERIMENTS = {  # 143 is all that the digits have of most classes
@@ -57,13 +64,13 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     given = parse_arguments(arguments)
-    names = given.pop("experiments", None)
-    output = Path(given.pop("output", Path(__file__).with_name("evidence")))
+    chosen = {**SETTINGS, **given}
+    names, output = chosen["experiments"], Path(chosen["output"])
     output.mkdir(exist_ok=True)
     for name in names.split(",") if names else EXPERIMENTS:
-        own = {**TRAINING, "seeds": (0, 1, 2, 3, 4), **EXPERIMENTS[name], **given}
-        settings = {**SETTINGS, "runs": name, "output": str(output / f"{name}.json")}
-        settings = {k: own.pop(k, v) for k, v in settings.items()}
+        own = {**TRAINING, **SETTINGS, **EXPERIMENTS[name], **given}
+        own |= {"runs": name, "output": str(output / f"{name}.json")}
+        settings = {k: own.pop(k) for k in SETTINGS}
         report = compare(settings, own, {"plain": None, "distilled": {}})
         evaluate_all(report, settings, own)
         report["findings"] = findings(report)
@@ -105,13 +112,14 @@ def findings(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
     `epochs to plain, %` is the first epoch at whose end the distilled student is as good as the plain one ever got, in
     percent of the epochs that the plain one trained; a student that never is counts as one epoch more than it trained.
+    `gap closed, %` is NaN where plain student and teacher are equally good.
     """
     plain, distilled = report["top1"]["plain"], report["top1"]["distilled"]
     curves, measured, teacher = report["curves"], report["measured"], report["teacher_top1"]
     seeds = sorted(plain.keys() & distilled.keys(), key=int)
     values = {
         "gain": [distilled[s] - plain[s] for s in seeds],
-        "gap closed, %": [100 * (distilled[s] - plain[s]) / (teacher - plain[s]) for s in seeds],
+        "gap closed, %": [100 * (distilled[s] - plain[s]) / (teacher - plain[s] or np.nan) for s in seeds],
         "epochs to plain, %": [epochs_to(curves["distilled"][s], curves["plain"][s]) for s in seeds],
     }
     for name in measured["teacher"][""]:

@@ -23,11 +23,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import speed
 import torch
-from accuracy import SETTINGS, TRAINING, compare
+from accuracy import SETTINGS as ACCURACY
+from accuracy import TRAINING, compare
 from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils.distillation import methods
 
+SETTINGS = {
+    **ACCURACY,
+    "output": str(Path(__file__).with_name("methods.json")),
+    "repeats": 20,  # timed steps of each row; 0 for none
+    "chosen": None,  # rows, separated by commas; every method by default
+}
 TEMPERATURES = {"nkd": 1.0, "lskd": 2.0}  # of the papers, where it is not 4
 
 
@@ -37,9 +44,8 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     given = parse_arguments(arguments)
-    settings = {**SETTINGS, "output": str(Path(__file__).with_name("methods.json"))}
-    settings = {k: given.pop(k, v) for k, v in settings.items()}
-    repeats, chosen = given.pop("repeats", 20), given.pop("chosen", None)
+    settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
+    repeats, chosen = settings.pop("repeats"), settings.pop("chosen")
     every = ["plain", *methods("response_method"), *feature_names(), "kl+mse+attention"]
     names = chosen.split(",") if chosen else every
     report = compare(settings, given, {name: arguments_of(name) for name in names})

@@ -53,6 +53,7 @@ SETTINGS = {
     "pairs": None,  # teacher>student,... by their size of yolo11, at the first image size
     "device": None,
     "amp": True,
+    "output": str(Path(__file__).with_name("speed.json")),
 }
 CLASSES = 10
 KINDS = {
@@ -84,8 +85,8 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     given = parse_arguments(arguments)
-    output = Path(given.pop("output", Path(__file__).with_name("speed.json")))
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
+    output = Path(settings.pop("output"))
     per_size = [np.atleast_1d(settings[k]).tolist() for k in ("imgsz", "batch", "images")]
     sizes = list(zip(*per_size, strict=len(per_size[0]) > 1))  # of one size, the first of each
     if kind := given.pop("memory_of", None):
