@@ -104,6 +104,12 @@ _HASH = _Kind(
     "64 hexadecimal digits, or a list of such for several teachers",
     lambda v: v != [] and all(len(x) == 64 and not set(x.lower()) - set("0123456789abcdef") for x in as_list(v)),
 )
+_RUN = _Kind(
+    "None, str or Path",
+    lambda v: v is None or isinstance(v, (str, Path)),
+    "a run's folder",
+    lambda v: v is None or str(v) != "",
+)
 _EPOCH = _Kind("int", lambda v: type(v) is int, "0 or greater", lambda v: v >= 0)
 _BOOL = _Kind("bool", lambda v: isinstance(v, bool), "True or False", lambda v: True)
 _FRACTION = _Kind("int or float", _is_number, "between 0.0 and 1.0", lambda v: 0 <= v <= 1)
@@ -227,6 +233,10 @@ class DistillationArgs:
     )
     distill_layers: list | None = _parameter(
         _LAYERS, None, "Layers to match: None = by stride, one list for both networks, or [student, teacher]"
+    )
+
+    baseline: str | None = _parameter(
+        _RUN, None, "Folder of a plain run that the report compares with; None = one beside the run, if there is one"
     )
 
     def __post_init__(self):

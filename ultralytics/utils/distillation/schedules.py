@@ -98,9 +98,13 @@ class GradientBalance:
                 smoothed = self.momentum * earlier + (1 - self.momentum) * norm
                 self.norms[name] = torch.where(norm.isfinite(), smoothed, earlier)  # a skipped batch counts for nothing
         self._steps += 1
-        first = self.norms[next(iter(losses))]
-        norms = {name: self.norms[name] for name in losses}
-        return {k: torch.where(norm > 0, (first / norm).clamp_max(1e6), 0.0) for k, norm in norms.items()}
+        return {name: self.factors[name] for name in losses}
+
+    @property
+    def factors(self) -> dict[str, Tensor]:
+        """The factor of every loss, as of the last measurement."""
+        first = next(iter(self.norms.values()), None)
+        return {k: torch.where(norm > 0, (first / norm).clamp_max(1e6), 0.0) for k, norm in self.norms.items()}
 
     def state_dict(self) -> dict:
         """Return what a resumed training goes on from."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import pickle
@@ -22,6 +21,7 @@ from ultralytics import YOLO, __version__
 from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_report import read_curve
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, TQDM, IterableSimpleNamespace
@@ -164,8 +164,7 @@ def train_student(
         start = time.perf_counter()
         trainer.train()
         seconds, best = time.perf_counter() - start if epoch is None else seconds, trainer.best
-    with (best.parents[1] / "results.csv").open(encoding="utf-8") as file:
-        curve = [float(row["metrics/accuracy_top1"]) for row in csv.DictReader(file, skipinitialspace=True)]
+    curve = read_curve(best.parents[1])
     return {"name": name, "file": str(best), "seconds": seconds, "curve": curve, **evaluate(str(best), overrides)}
 
 

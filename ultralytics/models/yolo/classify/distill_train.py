@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import copy
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchvision.transforms import v2
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.data.views import RepeatableViews
+from ultralytics.models.yolo.classify.distill_report import check_baseline, without_folders, write_report
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
 from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
@@ -33,12 +35,12 @@ from ultralytics.utils.distillation import (
     scheduled_temperature,
 )
 from ultralytics.utils.distillation.registry import choose
-from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
+from ultralytics.utils.torch_utils import autocast, get_flops, get_num_params, unwrap_model
 
 __all__ = ("DistillationClassificationTrainer",)
 
 DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
-RESUMED_ANEW = {"teacher", "teacher_hash"}  # what may be given again to a run that is resumed
+RESUMED_ANEW = {"teacher", "teacher_hash", "baseline"}  # what may be given again to a run that is resumed
 CHECKED_IMAGES = 512
 CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
 
@@ -193,6 +195,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 f"The teacher would be silent in all of 'epochs={self.args.epochs}', with 'self_distill_start={start}' "
                 f"and 'close_distill={close}'. Lower these, or train longer."
             )
+        if self.distillation.baseline is not None:
+            check_baseline(self.distillation.baseline)
         self._check_methods()
         members = None if self.self_distillation else self._open_teachers()
         self._imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)  # as upstream finds it later
@@ -452,10 +456,44 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self._cached is not None:
             self._log([self._cached.report])
         self._detach()
+        reported = self.distillation_loss is not None and self.args.plots and RANK in {-1, 0}
+        pull = {}
+        if reported and RANK == -1:
+            with self._surviving("measure the losses' gradients"):
+                pull = self._measure_pull()
         student = unwrap_model(self.model)
         if hasattr(student, "distill_adapters"):
             del student.distill_adapters, self.ema.ema.distill_adapters
         super().final_eval()
+        if reported:
+            with self._surviving("write its report"):
+                self._log([f"What the teacher did is in {write_report(self, pull)}"])
+
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Let a finished run end well, whatever goes wrong with what is told about it."""
+        try:
+            yield
+        except Exception as e:
+            LOGGER.warning(f"The run is finished and saved, but could not {what}: {type(e).__name__}: {e}")
+
+    def _measure_pull(self, batches: int = 4) -> dict[str, float]:
+        """Return the share of each weighted loss in the gradient where all of them meet, over some training batches."""
+        student, loss = copy.deepcopy((unwrap_model(self.model), self.distillation_loss))
+        taps = FeatureTaps(student.train(), [level for level, _ in self.levels])
+        norms = GradientBalance(every=1)
+        criterion = replace(self._criterion(student, taps), loss=loss, balance=norms)
+        for batch in islice(self.train_loader, batches):
+            with autocast(self.amp, device=self.device.type):
+                batch = self.preprocess_batch(batch)
+                criterion(student(batch["img"]), {**batch, "teacher": self._ask(batch)})
+        taps.remove()
+        args = self.distillation
+        factors = self._balance.factors if self._balance else {}
+        weights = {k: args.distill_alpha * w * factors.get(k, 1.0) for k, w in loss.weights.items()}
+        pull = {k: float(norm * {"loss": args.distill_beta, **weights}[k]) for k, norm in norms.norms.items()}
+        total = sum(pull.values())
+        return {k: value / total for k, value in pull.items()} if total else {}
 
     def _strip(self, ckpt: dict[str, Any]) -> None:
         """Take the adapters out of a checkpoint."""
@@ -467,12 +505,14 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         batch = self._mix(super().preprocess_batch(batch))
         waiting = self._share == 0 or (self.self_distillation and self.epoch < self.distillation.self_distill_start)
         if self._taps is not None and self.distillation_loss is not None and not waiting:
-            batch["teacher"] = self._answer = (
-                self.teacher(batch["img"], logits=self.distillation.response_distill)
-                if self._cached is None
-                else self._cached(batch["img"], batch["index"], batch["view"])
-            )
+            batch["teacher"] = self._answer = self._ask(batch)
         return batch
+
+    def _ask(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        """Return the teacher's answer to a batch, kept from before if it is."""
+        if self._cached is not None:
+            return self._cached(batch["img"], batch["index"], batch["view"])
+        return self.teacher(batch["img"], logits=self.distillation.response_distill)
 
     def _mix(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Mix the images of a batch in pairs, as often as `mixup` and `cutmix` say; upstream's classifiers ignore them.
@@ -698,8 +738,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 for member in self.teacher.members
             ] + networks
         for who, name, model, imgsz in networks:
-            name = re.sub(r"(^|@)[^@]*[/\\]", r"\1", str(name))  # files without their folders
-            rows.append((who, name, f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
+            rows.append((who, without_folders(name), f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
         lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
         lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.levels]
         balanced = ", balanced" if args.distill_balance else ""

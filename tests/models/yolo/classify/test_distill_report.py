@@ -1,0 +1,291 @@
+"""The report of a run: its figures against upstream's validation, every kind of run, and a look at it in a browser."""
+
+import csv
+import functools
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from helpers import DISTILLATION_LOSSES, TRAINING, train
+from ultralytics import YOLO
+from ultralytics.data import ClassificationDataset
+from ultralytics.models.yolo.classify import ClassificationTrainer, distill_train
+from ultralytics.models.yolo.classify.distill_report import _losses, check_baseline, find_baseline, without_folders
+from ultralytics.utils import LOGGER, YAML
+
+CHARTS = {"accuracy", "losses", "classes", "calibration", "examples"}
+
+
+@pytest.fixture(scope="module")
+def reported(digits, teacher, tmp_path_factory):
+    """A distilled run beside a plain one with the same arguments."""
+    overrides = {
+        **TRAINING,
+        "model": "yolo11n-cls.yaml",
+        "data": str(digits),
+        "project": str(tmp_path_factory.mktemp("report")),
+        "epochs": 2,
+        "batch": 16,
+    }
+    train({**overrides, "name": "plain"}, ClassificationTrainer)
+    return train({**overrides, "teacher": str(teacher), "plots": True, "name": "distilled"})
+
+
+@pytest.fixture(scope="module")
+def summary(reported):
+    return json.loads((reported.save_dir / "distillation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def answers(reported, teacher):
+    """What each network makes of each validation image, by networks that upstream has loaded."""
+    dataset = ClassificationDataset(str(Path(reported.args.data) / "val"), reported.args, prefix="val")
+    images = torch.stack([sample["img"] for sample in dataset])
+    files = {
+        "student": reported.best,
+        "teacher": teacher,
+        "baseline": reported.save_dir.parent / "plain/weights/best.pt",
+    }
+    with torch.no_grad():
+        logits = {who: YOLO(file).model.float().eval()(images)[1] for who, file in files.items()}
+    return logits, torch.tensor([sample["cls"] for sample in dataset])
+
+
+def test_figures_are_those_of_the_networks(summary, answers):
+    logits, labels = answers
+    assert summary["images"] == len(labels) == 50
+    assert list(summary["networks"]) == ["student", "teacher", "baseline"]
+    named = {who: x.argmax(1) for who, x in logits.items()}
+    for who, row in summary["networks"].items():
+        assert row["top1"] == pytest.approx((named[who] == labels).double().mean().item())
+        assert row["milliseconds"] > 0
+    for row in summary["classes"]:
+        chosen = labels == int(row["name"])
+        assert row["images"] == chosen.sum()
+        for who in named:
+            assert row[who] == pytest.approx((named[who] == labels)[chosen].double().mean().item())
+    assert {row["name"] for row in summary["classes"]} == set("0123456789")
+    assert summary["agreement"] == pytest.approx((named["student"] == named["teacher"]).double().mean().item())
+    p, q = (logits[who].double().softmax(1) for who in ("teacher", "student"))
+    assert summary["divergence"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+    for row in summary["confusions"]:
+        for who, key in (("student", "student"), ("baseline", "compared")):
+            chosen = (labels == int(row["label"])) & (named[who] == int(row["named"]))
+            assert row[key] == chosen.sum()
+    parameters = {who: row["parameters"] for who, row in summary["networks"].items()}
+    assert parameters["student"] == parameters["baseline"] < parameters["teacher"]
+
+
+def test_accuracy_is_upstreams(summary, reported):
+    assert summary["networks"]["student"]["top1"] == pytest.approx(reported.metrics["metrics/accuracy_top1"], abs=1e-6)
+
+
+def test_weighted_losses(reported):
+    raw, weighted = _losses(reported)
+    with reported.csv.open() as file:
+        written = list(csv.DictReader(file))
+    for name, weight in {"loss": 0.3, "response_loss": 0.7, "feature_loss": 0.7 * 50, "attention_loss": 7}.items():
+        values = [float(row[f"train/{name}"]) for row in written]
+        assert raw[name] == pytest.approx(values)
+        assert weighted[name] == pytest.approx([weight * v for v in values])
+
+
+def test_pull_is_measured(summary, reported):
+    assert summary["pull"].keys() == {"loss", *DISTILLATION_LOSSES}
+    assert sum(summary["pull"].values()) == pytest.approx(1)
+    assert all(share > 0 for share in summary["pull"].values())
+
+
+def test_pull_is_proportional_to_the_weight(overrides):
+    """Twice the weight on the same networks and batches is twice the pull."""
+    still = {**overrides, "lr0": 1e-12, "warmup_epochs": 0.0, "plots": True}
+    pulls = []
+    for weight in (10, 20):
+        trainer = train({**still, "feature_weight": weight, "name": f"pull{weight}"})
+        pulls.append(json.loads((trainer.save_dir / "distillation.json").read_text())["pull"])
+    once, twice = ({k: v / pull["loss"] for k, v in pull.items()} for pull in pulls)
+    assert twice["feature_loss"] == pytest.approx(2 * once["feature_loss"], rel=0.01)
+    assert twice["response_loss"] == pytest.approx(once["response_loss"], rel=0.01)
+
+
+def test_is_one_page_with_pictures_beside_it(reported):
+    page = (reported.save_dir / "distillation.html").read_text()
+    assert len(page) < 5e6
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == len(CHARTS)
+    assert {f.stem.removeprefix("distillation_") for f in reported.save_dir.glob("distillation_*.png")} == CHARTS
+    for chart in CHARTS:
+        picture = matplotlib.image.imread(reported.save_dir / f"distillation_{chart}.png")
+        assert np.ptp(picture[..., :3]) > 0.5
+
+
+@functools.cache
+def _chromium():
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+def browse(folder, page, tmp_path):
+    """Open a page and return its text after scripts have run, and what was written to the console."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=5000 --dump-dom"
+    try:
+        command = [_chromium(), *flags.split(), f"--user-data-dir={tmp_path / 'chromium'}"]
+        url = f"http://127.0.0.1:{server.server_port}/{page}"
+        done = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=120)
+    finally:
+        server.shutdown()
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+# In frames, as Chromium's own windows are at least 500 pixels wide
+FRAMES = """<body><script>
+for (const width of [1280, 390]) {
+  const frame = document.createElement("iframe");
+  Object.assign(frame, {src: "distillation.html", width, height: 900, onload: () => {
+    const page = frame.contentDocument, pictures = [...page.images];
+    document.body.append(JSON.stringify({
+      width, overflow: page.documentElement.scrollWidth - frame.contentWindow.innerWidth,
+      broken: pictures.filter(x => !x.naturalWidth).length, pictures: pictures.length,
+      narrowest: Math.min(...pictures.map(x => x.clientWidth)),
+    }));
+  }});
+  document.body.append(frame);
+}
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _chromium(), reason="needs Chromium; CI installs it")
+def test_in_a_browser(reported, tmp_path):
+    """No errors in the console, all pictures shown, and nothing wider than the window, on a desk and on a phone."""
+    shutil.copy(reported.save_dir / "distillation.html", tmp_path)
+    (tmp_path / "frames.html").write_text(FRAMES)
+    (tmp_path / "wrong.html").write_text("<script>nowhere()</script>")
+    text, console = browse(tmp_path, "frames.html", tmp_path)
+    found = {
+        row["width"]: row for row in map(json.loads, re.findall(r"\{[^{}]*\}(?=\{|<|$)", text.split("</iframe>")[-1]))
+    }
+    assert not console
+    assert found.keys() == {1280, 390}
+    for width, row in found.items():
+        assert row["overflow"] <= 0
+        assert row["broken"] == 0
+        assert row["pictures"] == len(CHARTS)
+        assert 300 < row["narrowest"] <= width
+    assert browse(tmp_path, "wrong.html", tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "networks", "losses"),
+    [
+        ({"feature_distill": False, "attention_distill": False}, ["student", "teacher"], {"loss", "response_loss"}),
+        ({"response_distill": False}, ["student", "teacher"], {"loss", "feature_loss", "attention_loss"}),
+        (
+            {"teacher": "self", "distill_beta": 1, "feature_distill": False, "attention_distill": False},
+            ["student"],
+            {"loss", "response_loss"},
+        ),
+        ({"distill_balance": "auto", "mixup": 1.0}, ["student", "teacher"], {"loss", *DISTILLATION_LOSSES}),
+        ({"teacher_cache": "ram"}, ["student", "teacher"], {"loss", *DISTILLATION_LOSSES}),
+    ],
+    ids=["response", "features", "self", "balance", "cache"],
+)
+def test_every_kind_of_run_has_one(given, networks, losses, overrides, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+    trainer = train({**overrides, **given, "plots": True, "fraction": 0.2, "batch": 16})
+    assert not [w for w in warnings if "could not" in w]
+    found = json.loads((trainer.save_dir / "distillation.json").read_text())
+    assert list(found["networks"]) == networks
+    assert found["pull"].keys() == losses
+    assert ("agreement" in found) == ("teacher" in found["networks"])
+
+
+@pytest.mark.parametrize("known", [["0", "1", "2", "3"], []])
+def test_a_teacher_of_other_classes(known, overrides):
+    """It is judged on images of the classes that it knows, and not at all if it knows none."""
+    names = [*known, *"abcdefghij"[len(known) :]]
+    given = {"teacher_names": names, "response_distill": bool(known), "plots": True, "fraction": 0.2}
+    trainer = train({**overrides, **given})
+    found = json.loads((trainer.save_dir / "distillation.json").read_text())
+    assert ("teacher" in found["networks"]) == bool(known)
+    assert {row["name"] for row in found["classes"]} == set(known or "0123456789")
+    assert found["images"] == 5 * len(known or names)
+
+
+def test_a_report_that_fails_takes_nothing_away(overrides, monkeypatch):
+    def fail(*args):
+        raise OSError("No space left on device")
+
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+    monkeypatch.setattr(distill_train, "write_report", fail)
+    trainer = train({**overrides, "fraction": 0.2, "plots": True})
+    assert [w for w in warnings if "No space left on device" in w]
+    assert YOLO(trainer.best).model is not None
+
+
+def make_run(folder, **arguments):
+    """Write what the report reads of a run."""
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "best.pt").touch()
+    (folder / "results.csv").touch()
+    YAML.save(folder / "args.yaml", {"model": "a.yaml", "seed": 0, "epochs": 3, "name": folder.name, **arguments})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ({}, True),
+        ({"device": "cpu", "plots": False}, True),
+        ({"seed": 1}, False),
+        ({"epochs": 4}, False),
+        ({"teacher": "x.pt"}, False),
+    ],
+)
+def test_a_baseline_is_found(arguments, found, tmp_path):
+    run = make_run(tmp_path / "distilled", teacher="y.pt", temperature=4.0)
+    other = make_run(tmp_path / "other", **arguments)
+    assert find_baseline(run) == (other if found else None)
+
+
+def test_an_unfinished_run_is_no_baseline(tmp_path):
+    run = make_run(tmp_path / "distilled", teacher="y.pt")
+    (make_run(tmp_path / "other") / "weights" / "best.pt").unlink()
+    assert find_baseline(run) is None
+    with pytest.raises(FileNotFoundError, match="not the folder of a finished run"):
+        check_baseline(tmp_path / "other")
+
+
+def test_a_wrong_baseline_is_refused_before_any_file(overrides):
+    with pytest.raises(FileNotFoundError, match="baseline=nowhere"):
+        train({**overrides, "baseline": "nowhere"})
+    assert not Path(overrides["project"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("a/b/best.pt", "best.pt"),
+        ("timm:resnet18@a/b.safetensors", "timm:resnet18@b.safetensors"),
+        ("torchvision:resnet50", "torchvision:resnet50"),
+    ],
+)
+def test_networks_are_shown_without_folders(source, shown):
+    assert without_folders(source) == shown

@@ -1,0 +1,95 @@
+"""Each rule speaks where it should, names the setting to change, and is silent otherwise."""
+
+import math
+
+import pytest
+import torch
+from ultralytics.utils.distillation.advice import Figures, advise, paired_z
+
+LABELS = torch.arange(1000) % 4
+
+
+def right(share, start=0):
+    """Return a network that is right on a share of the images, from one of them on."""
+    return (torch.arange(1000) - start) % 1000 < share * 1000
+
+
+def figures(**given):
+    """Return figures that nothing is to be said about, with changes."""
+    good = {"student": right(0.9), "teacher": right(0.95), "baseline": right(0.8)}
+    return Figures(**{"labels": LABELS, "names": list("abcd"), "right": good, **given})
+
+
+def without(name):
+    return {k: v for k, v in figures().right.items() if k != name}
+
+
+def test_says_nothing_of_a_good_run():
+    curve = [0.1, 0.5, 0.8, 0.9, 0.9]
+    assert advise(figures(curve=curve, pull={"loss": 0.4, "feature_loss": 0.6}, entropy=0.5, temperature=4.0)) == []
+    assert advise(Figures(LABELS, list("abcd"), {"student": right(0.9)})) == []
+
+
+WORST = {"student": right(0.9), "teacher": right(0.95) & (LABELS != 2), "baseline": right(0.8)}
+CASES = {
+    "teacher below the student": (
+        {"right": {**without("baseline"), "teacher": right(0.85)}},
+        ["85.0%", "90.0%", "`teacher`"],
+    ),
+    "teacher below a plain student": (
+        {"right": {"student": right(0.7), "teacher": right(0.75), "baseline": right(0.65) | right(0.12, 800)}},
+        ["75.0%", "77.0%", "a plain student"],
+    ),
+    "student no better than plain": (
+        {"right": {**without("student"), "student": right(0.801)}},
+        ["cannot be told", "80.1%", "80.0%", "1,000 images", "`epochs`"],
+    ),
+    "student worse than plain": ({"right": {**without("student"), "student": right(0.7)}}, ["is worse than", "70.0%"]),
+    "a class worse than plain": (
+        {"right": {**without("student"), "student": (right(0.98)) & ((LABELS != 2) | right(0.5))}},
+        ["worse than a plain one at c (50%, 80%)", "`distill_alpha`"],
+    ),
+    "a class that the teacher does not know": (
+        {"right": {k: v for k, v in WORST.items() if k != "baseline"}},
+        ["The teacher is worse than the student at c (0%, 90%)"],
+    ),
+    "one loss": ({"pull": {"loss": 0.05, "feature_loss": 0.95}}, ["`feature_loss` makes 95%", "`feature_weight`"]),
+    "the labels": ({"pull": {"loss": 0.92, "response_loss": 0.08}}, ["`loss` makes 92%", "`distill_beta`"]),
+    "a method": ({"pull": {"loss": 0.05, "feature_rkd_loss": 0.95}}, ["its share in `feature_method`"]),
+    "a response": ({"pull": {"loss": 0.05, "response_loss": 0.95}}, ["its share in `response_method`"]),
+    "too hot": ({"entropy": 0.97, "temperature": 9.0}, ["At temperature 9", "97%", "Lower `temperature`"]),
+    "too cold": ({"entropy": 0.01, "temperature": 1.0}, ["At temperature 1", "1%", "Raise `temperature`"]),
+    "rising": ({"curve": [0.1, 0.2, 0.3, 0.4, 0.5]}, ["rose by 10.0 points", "`epochs`"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_speaks(case):
+    given, words = CASES[case]
+    said = advise(figures(**given))
+    assert any(all(word in finding for word in words) for finding in said), said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"pull": {"loss": 0.11, "feature_loss": 0.89}},
+        {"pull": {"loss": 1.0}},  # there is nothing else to lower it for
+        {"entropy": 0.94, "temperature": 4.0},
+        {"entropy": 0.06, "temperature": 4.0},
+        {"entropy": 0.99},  # no response loss, no temperature
+        {"curve": [0.1, 0.2, 0.3, 0.4]},  # too few to tell
+        {"curve": [0.1, 0.2, 0.3, 0.5, 0.4]},
+        {"curve": [0.1, 0.2, 0.3, 0.4, 0.404]},
+    ],
+)
+def test_is_silent(given):
+    assert advise(figures(**given)) == []
+
+
+def test_paired_z():
+    a, b = torch.zeros(100).bool(), torch.zeros(100).bool()
+    a[:30], b[20:40] = True, True  # 20 right by a alone, 10 by b alone
+    assert paired_z(a, b) == pytest.approx(10 / math.sqrt(30))
+    assert paired_z(b, a) == -paired_z(a, b)
+    assert paired_z(a, a) == 0

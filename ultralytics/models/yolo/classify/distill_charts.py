@@ -1,0 +1,138 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""The charts of a distilled run's report, from plain figures; wide enough for a page, large enough for a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from ultralytics.utils.distillation.metrics import Calibration
+
+__all__ = ("Example", "draw_accuracy", "draw_calibration", "draw_classes", "draw_examples", "draw_losses")
+
+COLORS = {"student": "tab:blue", "teacher": "0.35", "baseline": "tab:orange"}
+MARKERS = {"student": "o", "teacher": "|", "baseline": "x"}
+WIDTH = 5  # inches
+
+
+class Example(NamedTuple):
+    """An image, and what two networks see in it.
+
+    Attributes:
+        image (np.ndarray): RGB or gray, 0 to 1, (H, W, 3) or (H, W, 1).
+        label (str): Its class.
+        named (Mapping[str, str]): The class that each network names.
+        attention (list[tuple[np.ndarray, np.ndarray]]): Attention of student and teacher at each level, (h, w).
+    """
+
+    image: np.ndarray
+    label: str
+    named: Mapping[str, str]
+    attention: list[tuple[np.ndarray, np.ndarray]]
+
+
+def draw_accuracy(curves: Mapping[str, Sequence[float]], teacher: float | None) -> Figure:
+    """Draw top-1 accuracy per epoch, 0 to 1, of student and baseline, and the teacher's as a line if it is known."""
+    figure, [[axes]] = _figure(WIDTH, 3.5)
+    for who, curve in curves.items():
+        axes.plot(_epochs(curve), 100 * np.array(curve), "o-", markersize=3, color=COLORS[who], label=who)
+    if teacher is not None:
+        axes.axhline(100 * teacher, color=COLORS["teacher"], linestyle="--", label="teacher")
+    axes.set(ylabel="validation top-1 accuracy (%)")
+    _count_epochs(axes, max(map(len, curves.values())))
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_losses(raw: Mapping[str, np.ndarray], weighted: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the losses per epoch as they are, and below as shares in the weighted total."""
+    figure, [[top], [bottom]] = _figure(WIDTH, 6, rows=2)
+    for name, values in raw.items():
+        top.plot(_epochs(values), np.where(values > 0, values, np.nan), "o-", markersize=3, label=name)
+    top.set(yscale="log", title="Losses before weighting")
+    total = sum(weighted.values())
+    _count_epochs(top, len(total))
+    shares = [100 * np.divide(x, total, out=np.zeros_like(total), where=total > 0) for x in weighted.values()]
+    bottom.set(ylim=(0, 100), ylabel="%", title="Shares in the weighted total")
+    if len(total) > 1:
+        bottom.stackplot(_epochs(total), shares, labels=list(weighted))
+        _count_epochs(bottom, len(total))
+    else:
+        bottom.bar(list(weighted), [share[0] for share in shares], color=[f"C{i}" for i in range(len(shares))])
+        bottom.tick_params("x", rotation=15)
+    top.legend(fontsize="small")
+    return figure
+
+
+def draw_classes(rows: Sequence[Mapping[str, Any]], networks: Sequence[str]) -> Figure:
+    """Draw each network's accuracy, 0 to 1, on classes, a line for each, the student's worst at the bottom."""
+    rows = sorted(rows, key=lambda row: row["student"])
+    figure, [[axes]] = _figure(WIDTH, 1.2 + 0.25 * len(rows))
+    for who in networks:
+        x = [100 * row[who] for row in rows]
+        axes.plot(x, range(len(rows)), MARKERS[who], color=COLORS[who], label=who, markersize=7, markeredgewidth=2)
+    names = [_short(row["name"], 24) for row in rows]
+    axes.set(xlabel="accuracy (%)", yticks=range(len(rows)), yticklabels=names)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def draw_calibration(calibrations: Mapping[str, Calibration]) -> Figure:
+    """Draw a reliability diagram: accuracy against confidence, the larger a dot the more images it stands for."""
+    figure, [[axes]] = _figure(WIDTH, WIDTH)
+    axes.plot([0, 1], [0, 1], color="0.8")
+    for who, measured in calibrations.items():
+        filled = measured.count > 0
+        x, y, size = (v[filled] for v in (measured.confidence, measured.accuracy, measured.count))
+        axes.plot(x, y, color=COLORS[who], alpha=0.5)
+        label = f"{who}, error {100 * measured.error:.1f} %"
+        axes.scatter(x, y, 5 + 150 * size / size.sum(), color=COLORS[who], label=label)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def draw_examples(examples: Sequence[Example], strides: Sequence[int]) -> Figure:
+    """Draw images, a row for each, and over them where student and teacher look at every level."""
+    columns = 1 + 2 * len(strides)
+    figure, axes = _figure(1.5 * columns, 1.9 * len(examples), len(examples), columns)
+    for row, example in zip(axes, examples, strict=True):
+        height, width = example.image.shape[:2]
+        row[0].imshow(example.image, cmap="gray")
+        lines = [f"{who}: {_short(name, 16)}" for who, name in {"label": example.label, **example.named}.items()]
+        row[0].set_title("\n".join(lines), fontsize=8)
+        for i, (stride, pair) in enumerate(zip(strides, example.attention, strict=True)):
+            for j, (who, attention) in enumerate(zip(("student", "teacher"), pair, strict=True)):
+                cell = row[1 + 2 * i + j]
+                cell.imshow(example.image.mean(2), cmap="gray", extent=(0, width, height, 0))
+                cell.imshow(attention, cmap="inferno", alpha=0.6, extent=(0, width, height, 0), vmin=0)
+                cell.set_title(f"{who}\nstride {stride}", fontsize=8)
+        for cell in row:
+            cell.set_axis_off()
+    return figure
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    """Return a figure of its own, which no other part of the program draws in, and its axes by row and column."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _count_epochs(axes: Axes, epochs: int) -> None:
+    """Name the horizontal axis and give it whole numbers, for a single epoch too."""
+    axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _epochs(values: Sequence[float]) -> range:
+    return range(1, len(values) + 1)
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
