@@ -71,7 +71,7 @@ def test_named_layers():
     same = match_levels(student, teacher, ([2, 6], [2, 6]))
     assert [(s.name, t.name) for s, t in same] == [("model.2", "model.2"), ("model.6", "model.6")]
     each = match_levels(student, teacher, ([9, 4], [8, 4]))
-    assert [(s.name, t.name) for s, t in each] == [("model.9", "model.8"), ("model.4", "model.4")]
+    assert [(s.name, t.name) for s, t in each] == [("model.4", "model.4"), ("model.9", "model.8")]  # finest first
     with pytest.raises(ValueError, match=r"layer 9, but the teacher has feature maps at layers \[0, 1, .*8\]"):
         match_levels(student, teacher, ([9], [9]))
     with pytest.raises(ValueError, match="layer 10, but the student"):

@@ -226,8 +226,8 @@ def test_every_feature_method_is_compared():
 def test_torchdistill_agrees():
     """Where it has the same loss.
 
-    Its correlation congruence is not squared, its lskd not scaled by temperature**2, and its sp, left out, divides the
-    rows by their L1 norm where the paper has the L2 norm.
+    Its kl and lskd are not scaled by temperature**2, its attention is a mean over the 9 positions, its correlation
+    congruence is not squared, and its sp, left out, divides the rows by their L1 norm where the paper has the L2 norm.
     """
     losses = pytest.importorskip("torchdistill.losses.mid_level")
     s, t = draw(BATCH, CLASSES, scale=3).float(), draw(BATCH, CLASSES, seed=1, scale=3).float()
@@ -237,10 +237,18 @@ def test_torchdistill_agrees():
     assert call("response", "lskd", s, t, labels=None, temperature=2.0).item() == pytest.approx(
         4 * kl(*answers).item(), rel=1e-5
     )
+    kd = losses.KDLoss(*path, temperature=4.0, alpha=0.0)
+    assert call("response", "kl", s, t, temperature=4.0).item() == pytest.approx(
+        16 * kd(*answers, targets=torch.zeros(BATCH).long()).item(), rel=1e-5
+    )
     dist = losses.DISTLoss(*path, beta=2.0, gamma=2.0, tau=4.0)
     assert call("response", "dist", s, t, temperature=4.0).item() == pytest.approx(dist(*answers).item(), rel=1e-5)
 
     maps = draw(BATCH, 4, 3, 3).float(), draw(BATCH, 7, 3, 3, seed=1).float()
+    whole = [{"x": {"output": x}} for x in maps]
+    place = {"path": "x", "io": "output"}
+    attention = losses.ATLoss({"pair": {"student": place, "teacher": place}}, "code")
+    assert call("feature", "attention", *maps).item() == pytest.approx(9 * attention(*whole).item(), rel=1e-5)
     pooled = [{"x": {"output": x.mean((2, 3))}} for x in maps]
     unit = [{"x": {"output": nn.functional.normalize(x["x"]["output"])}} for x in pooled]
     rkd = losses.RKDLoss("x", "x", 25.0, 50.0, "mean")
@@ -345,6 +353,42 @@ def test_features_are_finite(name, scale, batch, dtype):
     assert (name in RELATIONS and batch == 1) or s.grad.any() or scale == 0 or name in {"srrl", "vid"}
 
 
+@pytest.mark.parametrize("name", ["dist", "pkd", "rkd"])
+def test_gradients_are_bounded_where_nothing_varies(name):
+    """Rounding has no direction, and must not take the whole gradient that a step may have."""
+    if name == "dist":
+        s = torch.zeros(8, 10, requires_grad=True)
+        loss = call("response", name, s, draw(8, 10).float(), temperature=4.0)
+    elif name == "pkd":
+        s = torch.full((8, 4, 3, 3), 0.1, requires_grad=True)
+        loss = call("feature", name, s, draw(8, 4, 3, 3, seed=1).float())
+    else:  # two images alike to the student, and not to the teacher
+        s = torch.cat([draw(7, 4, 1, 1), draw(1, 4, 1, 1)]).float().requires_grad_()
+        loss = call("feature", name, s, draw(8, 4, 1, 1, seed=1).float())
+    loss.backward()
+    assert s.grad.abs().max() < 1e4
+
+
+def test_methods_that_need_labels_say_so():
+    loss = DistillationLoss([], [], response_method="dkd", feature_distill=False, attention_distill=False)
+    with pytest.raises(ValueError, match="need labels"):
+        loss(draw(2, 3), draw(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda student, teacher, *, size: 0, "'size' of method 'bad' needs a default"),
+        (lambda student, teacher, *, size=None: 0, "'size' of method 'bad' needs a default"),
+        (lambda student, teacher, *, weight=1.0: 0, "another name than 'weight'"),
+    ],
+)
+def test_hyper_parameters_that_cannot_be_given_are_refused(function, words):
+    with pytest.raises(TypeError, match=words):
+        response_method("bad")(function)
+    assert "bad" not in methods("response_method")
+
+
 def test_several_methods_have_an_item_each_and_their_shares():
     losses = {"mse": 1.0, "rkd": {"weight": 0.5, "angle": 0}}
     loss = DistillationLoss([3], [4], response_method={"kl": 1, "dkd": {"weight": 2, "beta": 1}}, feature_method=losses)
@@ -396,6 +440,9 @@ def test_levels_and_adapters_of_a_method():
         ("response_method", {"kl": {"temperature": 0}}, ValueError, "temperature=0"),
         ("response_method", {"dkd": {"beta": float("inf")}}, ValueError, "finite"),
         ("response_method", {"lskd": {"method": "no"}}, ValueError, "no' is not known"),
+        ("response_method", {"lskd": {"method": {}}}, ValueError, "leaves no method"),
+        ("response_method", {"lskd": {"method": {"kl": 0}}}, ValueError, "leaves no method"),
+        ("response_method", {"lskd": {"method": None}}, TypeError, "Give a name or a dict of names"),
     ],
 )
 def test_wrong_choices_are_refused(argument, value, error, words):

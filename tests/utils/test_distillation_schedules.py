@@ -55,7 +55,20 @@ def test_balance_measures_smooths_and_waits():
     assert x.grad is None
 
 
-def test_balance_begins_with_a_loss_that_is_not_finite():
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
+def test_balance_begins_with_a_loss_that_says_nothing(bad):
+    """What was measured first is where the smoothing begins, once there is something to measure."""
     x = torch.ones(4, requires_grad=True)
     balance = GradientBalance(every=1)
-    assert all(v.isfinite() for v in balance({"label": math.nan * x.sum(), "other": x.sum()}, x).values())
+    factors = balance({"label": x.sum(), "other": bad * x.sum()}, x)
+    assert {k: v.item() for k, v in factors.items()} == {"label": 1, "other": 0}
+    assert balance({"label": x.sum(), "other": 4 * x.sum()}, x)["other"] == 0.25
+    balance = GradientBalance(every=1)
+    assert balance({"label": bad * x.sum(), "other": 4 * x.sum()}, x)["other"] == 1
+    assert balance({"label": x.sum(), "other": 4 * x.sum()}, x)["other"] == 0.25
+
+
+def test_balance_of_losses_that_do_not_see_what_is_shared():
+    x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    factors = GradientBalance()({"label": x.sum(), "other": y.sum()}, x)
+    assert {k: v.item() for k, v in factors.items()} == {"label": 1, "other": 0}

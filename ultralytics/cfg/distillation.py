@@ -243,12 +243,12 @@ class DistillationArgs:
         """Read strings, then check each value and the values together."""
         for f in fields(self):
             kind, value = f.metadata["kind"], getattr(self, f.name)
-            if kind in {_TEACHER, _NAMES, _HASH}:
+            if kind in {_TEACHER, _NAMES, _HASH, _RUN}:
                 value = _read_strings(value)
-            elif isinstance(value, str):
-                value = _read_list(value, yaml.SafeLoader) if value.startswith(("[", "{")) else smart_value(value)
-            elif isinstance(value, np.generic):
-                value = value.item()  # args.yaml and checkpoints hold plain values
+            elif isinstance(value, str) and value.startswith(("[", "{")):
+                value = _plain(_read_list(value, yaml.SafeLoader))
+            else:
+                value = _plain(value)
             object.__setattr__(self, f.name, value)  # the dataclass is frozen
             if not kind.is_type(value):
                 raise TypeError(
@@ -374,6 +374,15 @@ def _read_list(text: str, loader: type) -> Any:
         return yaml.load(text, Loader=loader)
     except yaml.YAMLError:
         return text
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as args.yaml and checkpoints hold it, numbers read as upstream reads them, in dicts too."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return smart_value(value) if isinstance(value, str) else value
 
 
 def _read_strings(value: Any) -> Any:

@@ -174,13 +174,15 @@ def match_levels(
             pair instead, as indices into an Ultralytics model or dotted module names.
 
     Returns:
-        (list[tuple[FeatureLevel, FeatureLevel]]): (student, teacher) levels, finest first.
+        (list[tuple[FeatureLevel, FeatureLevel]]): (student, teacher) levels in the student's order, the finest first.
 
     Raises:
         ValueError: If a named layer has no feature map, or the networks share no stride.
     """
     if layers is not None:
-        return [(_layer(student, i, "student"), _layer(teacher, j, "teacher")) for i, j in zip(*layers, strict=True)]
+        order = {name: i for i, name in enumerate(student)}
+        pairs = [(_layer(student, i, "student"), _layer(teacher, j, "teacher")) for i, j in zip(*layers, strict=True)]
+        return sorted(pairs, key=lambda pair: order[pair[0].name])
     by_stride = [_by_stride(levels) for levels in (student, teacher)]
     shared = sorted(by_stride[0].keys() & by_stride[1].keys())
     if not shared:

@@ -125,7 +125,8 @@ class CachedTeacher:
     """A teacher that is asked once about each (image, view).
 
     Answers are in half precision, whether they were read or just given, so a run does not depend on what the cache held
-    when it began. Of more than 100 classes the top 64 keep their logits, and the others share their mass equally.
+    when it began. Compressed, of more than 100 classes the top 64 keep their logits, and the others share their mass
+    equally.
 
     Attributes:
         cache (TeacherCache): The records.
@@ -142,6 +143,7 @@ class CachedTeacher:
         views: int,
         temperature: float,
         file: Path | None = None,
+        compress: bool = True,
     ):
         """Open the cache of a teacher.
 
@@ -152,6 +154,7 @@ class CachedTeacher:
             views (int): Views of each.
             temperature (float): Softening temperature at which the mass of compressed logits is kept.
             file (Path, optional): File to map; None for memory.
+            compress (bool): Compress the logits of more than 100 classes.
 
         Raises:
             OSError: If the file cannot be written, or the disk has no room for it.
@@ -162,7 +165,7 @@ class CachedTeacher:
         self._since: float | None = None
         logits, features = teacher(example)
         self.classes = logits.shape[1]
-        self.top = TOP if self.classes > MOST_CLASSES else None
+        self.top = TOP if compress and self.classes > MOST_CLASSES else None
         kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(logits, features)]
         self.cache = TeacherCache(images, views, kinds, file)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import feature_method
-from ultralytics.utils.distillation.responses import correlation
+from ultralytics.utils.distillation.responses import correlation, unit
 
 __all__ = ("attention_loss", "convolve", "feature_loss", "pair_maps")
 
@@ -307,5 +307,7 @@ def _distances(x: Tensor) -> Tensor:
 
 def _angles(x: Tensor) -> Tensor:
     """Return the cosines of the angles that all pairs of (B, c) vectors span at each, shape (B, B, B)."""
-    differences = F.normalize(x - x[:, None], dim=2)
+    differences = x - x[:, None]
+    # Vectors as good as equal span no angle, and its gradient would have no bound
+    differences = unit(differences, 2, 1e-4 * differences.detach().norm(dim=2).mean())
     return differences @ differences.transpose(1, 2)

@@ -168,6 +168,8 @@ class DistillationLoss(nn.Module):
                     )
                 student, teacher = full_precision(student_logits), full_precision(teacher_logits.detach())
                 known = {"labels": labels, "temperature": self.temperature}
+                if labels is None and any(choice.needs_labels for choice in self._responses.values()):
+                    raise ValueError("The response methods that were chosen need labels, but got none.")
                 for name, choice in self._responses.items():
                     # Without images or other classes there is nothing to say
                     empty = len(student) == 0 or student.shape[1] < 2

@@ -43,6 +43,12 @@ class Method:
         """Read the function's signature."""
         _, _, *others = inspect.signature(self.function).parameters.values()
         keyword_only = inspect.Parameter.KEYWORD_ONLY
+        for p in others:
+            if p.kind == keyword_only and (p.name == "weight" or not isinstance(p.default, (bool, int, float, str))):
+                raise TypeError(
+                    f"The hyper-parameter '{p.name}' of method '{self.name}' needs a default that is a number, a bool "
+                    f"or a method's name, and another name than 'weight', which is the method's share."
+                )
         object.__setattr__(self, "context", frozenset(p.name for p in others if p.kind != keyword_only))
         object.__setattr__(self, "defaults", {p.name: p.default for p in others if p.kind == keyword_only})
 
@@ -82,6 +88,9 @@ def response_method(name: str, *, weight: float = 1.0) -> Callable[[Callable], C
 
     Returns:
         (Callable): A decorator that leaves the function as it is.
+
+    Raises:
+        TypeError: If a hyper-parameter has no such default, or is named `weight`.
     """
     return _register("response_method", name, weight=weight)
 
@@ -105,6 +114,9 @@ def feature_method(
 
     Returns:
         (Callable): A decorator that leaves the function as it is.
+
+    Raises:
+        TypeError: If a hyper-parameter has no such default, or is named `weight`.
     """
     return _register("feature_method", name, weight=weight, adapter=adapter, last=last)
 
@@ -163,7 +175,12 @@ def _register(argument: str, name: str, **properties: Any) -> Callable[[Callable
 def _check(what: str, given: Any, default: Any) -> None:
     """Refuse a hyper-parameter that is not of its default's type, or out of range."""
     if isinstance(default, str):  # another method
-        choose("response_method", given)
+        if not isinstance(given, (str, Mapping)):
+            raise TypeError(
+                f"'{what}={given}' is of invalid type {type(given).__name__}. Give a name or a dict of names."
+            )
+        if not choose("response_method", given):
+            raise ValueError(f"'{what}={given}' leaves no method with a share above 0. Give one, i.e. {default}.")
     elif isinstance(default, bool):
         if not isinstance(given, bool):
             raise TypeError(f"'{what}={given}' is of invalid type {type(given).__name__}. Give True or False.")

@@ -179,9 +179,19 @@ def lskd(
     )
 
 
+def unit(x: Tensor, dim: int, least: Tensor) -> Tensor:
+    """Return x with norm 1 along a dimension, less where its norm is below `least`, so that its gradient is bounded."""
+    return x / torch.maximum(x.norm(dim=dim, keepdim=True), least + 1e-8)
+
+
 def correlation(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Return Pearson's correlation along a dimension, 0 where one of the two does not vary."""
-    return F.cosine_similarity(x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True), dim)
+    """Return Pearson's correlation along a dimension, 0 where one of the two does not vary.
+
+    What varies by less than 1e-4 of its size counts as less: it is rounding, whose direction means nothing and whose
+    gradient would have no bound.
+    """
+    x, y = (unit(z - z.mean(dim, keepdim=True), dim, 1e-4 * z.detach().norm(dim=dim, keepdim=True)) for z in (x, y))
+    return (x * y).sum(dim)
 
 
 def _split_label(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

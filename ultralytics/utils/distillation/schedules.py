@@ -86,16 +86,18 @@ class GradientBalance:
             shared (Tensor): What all of them were computed from.
 
         Returns:
-            (dict[str, Tensor]): Factors, detached scalars of at most 1e6; 0 for a loss without a gradient.
+            (dict[str, Tensor]): Factors, detached scalars of at most 1e6; 0 for a loss without a gradient, 1 for all
+                others if it is the first that has none.
         """
         if self._steps % self.every == 0:
             for name, loss in losses.items():
                 # Only ratios count, and 1024 times as large they do not vanish in float16
-                norm = torch.autograd.grad(1024 * loss, shared, retain_graph=True)[0].float().norm()
+                (gradient,) = torch.autograd.grad(1024 * loss, shared, retain_graph=True, allow_unused=True)
+                norm = loss.new_zeros(()) if gradient is None else gradient.float().norm()
                 if dist.is_initialized():
                     dist.all_reduce(norm)  # the same factors in every process; only their ratio counts
-                earlier = self.norms.get(name, torch.where(norm.isfinite(), norm, 1.0))
-                smoothed = self.momentum * earlier + (1 - self.momentum) * norm
+                earlier = self.norms.get(name, torch.zeros_like(norm))
+                smoothed = torch.where(earlier > 0, self.momentum * earlier + (1 - self.momentum) * norm, norm)
                 self.norms[name] = torch.where(norm.isfinite(), smoothed, earlier)  # a skipped batch counts for nothing
         self._steps += 1
         return {name: self.factors[name] for name in losses}
@@ -104,7 +106,10 @@ class GradientBalance:
     def factors(self) -> dict[str, Tensor]:
         """The factor of every loss, as of the last measurement."""
         first = next(iter(self.norms.values()), None)
-        return {k: torch.where(norm > 0, (first / norm).clamp_max(1e6), 0.0) for k, norm in self.norms.items()}
+        return {
+            k: torch.where(norm > 0, torch.where(first > 0, first / norm, 1.0).clamp_max(1e6), 0.0)
+            for k, norm in self.norms.items()
+        }
 
     def state_dict(self) -> dict:
         """Return what a resumed training goes on from."""

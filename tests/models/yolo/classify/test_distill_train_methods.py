@@ -1,6 +1,7 @@
 """Real training with every method, with schedules, mixed images, balanced losses and without labels."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,12 +72,32 @@ def test_several_methods_in_one_run_and_on_a_command_line(overrides):
         ({"distill_schedule": "step"}, "'distill_schedule=step' is an invalid value"),
         ({"temperature_end": 0}, "'temperature_end=0' is an invalid value"),
         ({"quantize": 8, "feature_method": "pkd"}, "would quantize the adapters"),
+        ({"feature_method": {"mse": 0}}, "leaves no method with a share above 0"),
+        ({"response_method": {"kl": 0}}, "set 'response_distill=False'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_file(given, words, overrides):
     with pytest.raises(ValueError, match=words):
         DistillationClassificationTrainer(overrides={**overrides, **given})
     assert not Path(overrides["project"]).exists()
+
+
+def test_methods_of_the_last_level_take_the_deepest_layer(overrides):
+    """In whatever order the layers are named; the head of the teacher needs it so."""
+    trainer = train({**overrides, "feature_method": "srrl", "distill_layers": [9, 4], "fraction": 0.2})
+    assert [student.name for student, _ in trainer.levels] == ["model.4", "model.9"]
+    assert float(rows(trainer)[0]["train/feature_loss"]) > 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"freeze": 7}, {"feature_method": "rkd", "attention_distill": False, "distill_layers": [4, 9]}],
+    ids=["freeze", "last level"],
+)
+def test_balance_where_losses_do_not_meet_in_the_first_map(given, overrides):
+    trainer = train({**overrides, "distill_balance": "auto", "fraction": 0.2, **given})
+    assert not trainer.skipped
+    assert float(rows(trainer)[0]["train/feature_loss"]) > 0
 
 
 def test_a_method_needs_the_head_of_a_yolo(overrides):
@@ -101,9 +122,9 @@ def test_schedules_are_in_force_and_logged(overrides):
     ask = trainer.teacher.__class__.__call__
 
     class Counting(trainer.teacher.__class__):
-        def __call__(self, images):
+        def __call__(self, *args, **kwargs):
             asked.append(trainer.epoch)
-            return ask(self, images)
+            return ask(self, *args, **kwargs)
 
     trainer.teacher.__class__ = Counting
     trainer.train()
@@ -277,6 +298,41 @@ def test_training_without_labels(overrides, tmp_path):
 def test_labels_are_used_where_the_teacher_knows_the_folders(overrides):
     trainer = DistillationClassificationTrainer(overrides={**overrides, "distill_beta": 0.0})
     assert trainer._labelled
+
+
+@pytest.mark.parametrize("shards", [["0"], ["0", "1"]])
+def test_piles_that_bear_the_names_of_classes_are_no_labels(shards, overrides, tmp_path):
+    """Where `val` has other classes than the folders of `train`, these say nothing."""
+    digits, data = Path(overrides["data"]), tmp_path / "shards"
+    for shard in shards:
+        shutil.copytree(digits / "train" / "5", data / "train" / shard)
+    for name in ("3", "7"):
+        shutil.copytree(digits / "val" / name, data / "val" / name)
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "data": str(data), "distill_beta": 0.0})
+    assert not trainer._labelled
+    assert len(trainer.data["names"]) == 10
+
+
+def test_images_without_a_folder_are_told_where_to_go(overrides, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(Path(overrides["data"]) / split / "3", tmp_path / "data" / split)
+    with pytest.raises(FileNotFoundError, match="no class folders in 'train'"):
+        DistillationClassificationTrainer(overrides={**overrides, "data": str(tmp_path / "data"), "distill_beta": 0.0})
+
+
+def test_several_teachers_are_averaged_at_the_temperature_in_force(overrides):
+    seen = []
+    train(
+        {
+            **overrides,
+            "teacher": [overrides["teacher"]] * 2,
+            "temperature_end": 2,
+            "epochs": 2,
+            "fraction": 0.2,
+        },
+        on_train_batch_start=lambda t: seen.append((t.epoch, t.teacher.temperature, t.distillation_loss.temperature)),
+    )
+    assert set(seen) == {(0, 4.0, 4.0), (1, 2.0, 2.0)}
 
 
 def test_a_method_of_ones_own_trains(overrides, monkeypatch):

@@ -76,7 +76,8 @@ class _Criterion:
         if "teacher" not in batch:  # it is silent; before it has begun to teach, training is plain
             weight = 1.0 if self.alpha else self.beta
             return weight * student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
-        shared = student_features[0] if student_features else predictions  # the last that all losses come from
+        # The last that all losses come from; below a frozen map none of them teaches anything
+        shared = next((x for x in student_features if x.requires_grad), predictions)
         teacher_logits, teacher_features = batch["teacher"]
         if self.classes is not None:
             known = torch.isin(labels, self.classes)
@@ -235,7 +236,13 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Refuse methods that are not known, or that do not go with other arguments."""
         args = self.distillation
         chosen = choose("feature_method", args.feature_method) if args.uses_feature_method else []
-        choose("response_method", args.response_method)
+        for kind, on in (("response", args.response_distill), ("feature", args.uses_feature_method)):
+            value = getattr(args, f"{kind}_method")
+            if not choose(f"{kind}_method", value) and on:
+                raise ValueError(
+                    f"'{kind}_method={value}' leaves no method with a share above 0. Give one, or set "
+                    f"'{kind}_distill=False'."
+                )
         if self.args.quantize == 8 and args.distill_alpha and any(choice.method.adapter for choice in chosen):
             raise ValueError(
                 "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
@@ -259,16 +266,18 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
 
     def _take_classes_of(self, teacher: Teacher) -> None:
         """Give the student the teacher's classes where the training folders are no classes that it knows."""
-        folders = read_names(self.data["names"])
-        if teacher.names is None or len(match_classes(teacher.names, folders)) >= min(2, len(folders)):
+        folders, split = read_names(self.data["names"]), Path(self.data[self.args.split])
+        measured = {x.name for x in split.iterdir() if x.is_dir()}
+        if teacher.names is None or (
+            len(folders) > 1 and measured <= set(folders) and len(match_classes(teacher.names, folders)) > 1
+        ):
             return
         if any(c.needs_labels for c in choose("response_method", self.distillation.response_method)):
             raise ValueError(
                 f"'data={self.args.data}' has no labels that 'teacher={teacher.source}' knows, and "
                 f"'response_method={self.distillation.response_method}' needs them. Set i.e. 'response_method=kl'."
             )
-        split = Path(self.data[self.args.split])
-        unknown = sorted({x.name for x in split.iterdir() if x.is_dir()} - set(teacher.names))
+        unknown = sorted(measured - set(teacher.names))
         if unknown:
             raise ValueError(
                 f"Without labels the student learns the teacher's classes, but '{split}' has folders that are none of "
@@ -349,6 +358,11 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self.data is None:
             self.data = super().get_dataset()
             self._resolved_data = self.args.data
+            if not self.data["names"]:
+                raise FileNotFoundError(
+                    f"'data={self.args.data}' has no class folders in 'train'. Put the images of each class in a "
+                    f"folder of its name; without labels, 'distill_beta=0', all of them in one, i.e. 'train/all'."
+                )
             if self.data.get(self.args.split) is None:
                 raise FileNotFoundError(
                     f"'data={self.args.data}' has no folder '{self.args.split}' to validate on. Move some of its "
@@ -503,10 +517,14 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
         batch = self._mix(super().preprocess_batch(batch))
-        waiting = self._share == 0 or (self.self_distillation and self.epoch < self.distillation.self_distill_start)
-        if self._taps is not None and self.distillation_loss is not None and not waiting:
+        if self._taps is not None and self.distillation_loss is not None and not self._silent:
             batch["teacher"] = self._answer = self._ask(batch)
         return batch
+
+    @property
+    def _silent(self) -> bool:
+        """Whether the teacher says nothing in this epoch."""
+        return self._share == 0 or (self.self_distillation and self.epoch < self.distillation.self_distill_start)
 
     def _ask(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
         """Return the teacher's answer to a batch, kept from before if it is."""
@@ -550,6 +568,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             self.distillation_loss.temperature = scheduled_temperature(
                 self.epoch, self.epochs, args.temperature, args.temperature_end, schedule
             )
+            if self._cached is None:  # which keeps the average that it was told first
+                self.teacher.temperature = self.distillation_loss.temperature
         if self._taps is not None and args.teacher_compile:
             self.teacher.compile(
                 args.teacher_compile, (self.train_loader.batch_size, self.data["channels"], self._imgsz, self._imgsz)
@@ -560,8 +580,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write a row of results.csv, with the weight and the temperature that were in force."""
         if self.distillation_loss is not None:
-            in_force = self.distillation.distill_alpha * self._share, self.distillation_loss.temperature
-            metrics = {**metrics, "distill/alpha": in_force[0], "distill/temperature": in_force[1]}
+            alpha = 0.0 if self._silent else self.distillation.distill_alpha * self._share
+            metrics = {**metrics, "distill/alpha": alpha, "distill/temperature": self.distillation_loss.temperature}
         super().save_metrics(metrics)
 
     def _state(self) -> dict[str, Any]:
@@ -578,6 +598,9 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on."""
         args, dataset = self.distillation, self.train_loader.dataset
         file = None
+        # The top logits and the mass of the others are what `kl` needs, at the temperature that they were summed at
+        methods = {choice.method.name for choice in choose("response_method", args.response_method)}
+        compress = methods == {"kl"} and args.temperature_end in {None, args.temperature}
         if args.teacher_cache == "disk":
             root = Path(dataset.root)
             key = cache_key(
@@ -593,13 +616,16 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 transforms=str(dataset.torch_transforms),
                 views=args.teacher_views,
                 amp=str(self.args.amp if self.amp else False),
+                compressed=compress,
             )
             file = root.parent / "teacher_cache" / f"{root.name}-{key}.bin"
         images = torch.zeros(1, self.data["channels"], self._imgsz, self._imgsz, device=self.device)
         try:
             if file is not None:
                 file.parent.mkdir(exist_ok=True)
-            cached = CachedTeacher(self.teacher, images, len(dataset), args.teacher_views, args.temperature, file)
+            cached = CachedTeacher(
+                self.teacher, images, len(dataset), args.teacher_views, args.temperature, file, compress
+            )
         except (OSError, MemoryError) as e:
             raise type(e)(
                 f"'teacher_cache={args.teacher_cache}' cannot keep {args.teacher_views} views of {len(dataset):,} "
