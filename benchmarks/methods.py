@@ -35,7 +35,6 @@ SETTINGS = {
     "repeats": 20,  # timed steps of each row; 0 for none
     "chosen": None,  # rows, separated by commas; every method by default
 }
-TEMPERATURES = {"nkd": 1.0, "lskd": 2.0}  # of the papers, where it is not 4
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +66,7 @@ def arguments_of(name: str) -> dict[str, Any] | None:
     responses, features = {}, {}
     for part in name.split("+"):
         if part in methods("response_method") and not (part == "mse" and "+" in name):
-            responses[part] = {"temperature": TEMPERATURES[part]} if part in TEMPERATURES else 1.0
+            responses[part] = 1.0
         else:
             features[part.removeprefix("feature-")] = 1.0
     return {

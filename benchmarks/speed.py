@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_compare import machine
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.teacher import Teacher
+from ultralytics.utils.torch_utils import autocast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,6 +51,7 @@ SETTINGS = {
     "model": "yolo11n-cls.yaml",
     "teacher_model": "yolo11s-cls.yaml",
     "images": (6000, 320),  # of the epochs, one for each image size
+    "data": None,  # image folder of the epochs; None for random images
     "epochs": 2,  # of each kind, in turn; 0 for none
     "pairs": None,  # teacher>student,... by their size of yolo11, at the first image size
     "device": None,
@@ -190,7 +193,7 @@ def measure_steps(
     inputs = {k: v.to(plain.device) if k in {"img", "cls"} else v for k, v in inputs.items()}
 
     def forward() -> None:
-        with torch.autocast(plain.device.type, enabled=plain.amp):
+        with precision(plain):
             bare(inputs["img"])
 
     runs = {"teacher": forward}
@@ -200,7 +203,7 @@ def measure_steps(
         trainer = prepare(make_trainer(overrides, "plain", teacher_file, given))
         try:
             teacher = make_trainer(overrides, "response", teacher_file, given).teacher.first.model
-            loss = PEERS[name](trainer.model, teacher)
+            loss = PEERS[name](trainer.model, teacher.to(plain.device))
         except ImportError as e:
             print(f"{name} is not measured: {e}")
             continue
@@ -255,10 +258,15 @@ def plot(pairs: list[dict[str, Any]], file: Path) -> None:
 def measure_epochs(
     settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path
 ) -> dict[str, float]:
-    """Return whole epochs of each kind relative to plain ones: loader, training, saving, validation of 40 images."""
+    """Return whole epochs of each kind relative to plain ones: loader, training, saving, validation."""
     if not settings["epochs"]:
         return {}
-    data, names = make_data(folder / "data", settings["images"], imgsz)
+    if settings["data"]:
+        data = Path(settings["data"])
+        names = sorted(x.name for x in (data / "train").iterdir() if x.is_dir())
+        folder.mkdir(parents=True)
+    else:
+        data, names = make_data(folder / "data", settings["images"], imgsz)
     teacher = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
     overrides = make_overrides(settings, data, imgsz, batch, folder)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -314,6 +322,8 @@ def memory_now(peak: bool = False, reset: bool = False) -> float:
     if reset:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back first
         Path("/proc/self/clear_refs").write_text("5")
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
     name = "VmHWM" if peak else "VmRSS"
     return float(next(line for line in Path("/proc/self/status").read_text().splitlines() if name in line).split()[1])
 
@@ -393,10 +403,15 @@ def make_teacher(name: str, names: list[str], file: Path) -> Path:
     return file
 
 
+def precision(trainer: ClassificationTrainer) -> AbstractContextManager:
+    """Return the autocast of upstream's training loop."""
+    return autocast(torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp, device=trainer.device.type)
+
+
 def step(trainer: ClassificationTrainer, batch: dict[str, torch.Tensor], model: Callable) -> None:
     """Run one training step as upstream's loop does."""
     trainer.run_callbacks("on_train_batch_start")
-    with torch.autocast(trainer.device.type, enabled=trainer.amp):
+    with precision(trainer):
         loss, trainer.loss_items = model(trainer.preprocess_batch(dict(batch)))
         trainer.loss, trainer.tloss = loss.sum(), trainer.loss_items
     trainer.scaler.scale(trainer.loss).backward()

@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib.util
 import struct
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +42,16 @@ def write_idx(folder: Path) -> None:
         (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(
             gzip.compress(struct.pack(">II", 2049, len(y)) + y.tobytes())
         )
+
+
+def spoil_pixels(file):
+    """Write a PNG whose chunks are all in order, but whose pixels are noise that does not unpack."""
+    content = file.read_bytes()
+    start = content.index(b"IDAT") - 4
+    (length,) = struct.unpack(">I", content[start : start + 4])
+    data = b"IDAT" + bytes(range(1, 9))
+    chunk = struct.pack(">I", 8) + data + struct.pack(">I", zlib.crc32(data))
+    file.write_bytes(content[:start] + chunk + content[start + 12 + length :])
 
 
 def load_benchmark(name: str) -> ModuleType:

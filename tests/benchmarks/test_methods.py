@@ -13,7 +13,7 @@ benchmark = load_benchmark("methods")
     ("name", "responses", "features"),
     [
         ("kl", {"kl": 1.0}, {}),
-        ("nkd", {"nkd": {"temperature": 1.0}}, {}),
+        ("nkd", {"nkd": 1.0}, {}),
         ("mse", {"mse": 1.0}, {}),
         ("feature-mse", {}, {"mse": 1.0}),
         ("attention", {}, {"attention": 1.0}),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import load_benchmark
+from helpers import load_benchmark, write_digits
 from ultralytics import YOLO
 from ultralytics.utils.distillation import response_loss
 
@@ -13,8 +13,8 @@ speed = load_benchmark("speed")
 
 @pytest.mark.slow
 def test_runs(tmp_path, capsys):
-    output = tmp_path / "speed.json"
-    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "images=40", "epochs=1", "pairs=s>n"]
+    output, data = tmp_path / "speed.json", write_digits(tmp_path / "digits", train=4, val=2)
+    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "epochs=1", "pairs=s>n", f"data={data}"]
     speed.main([*settings, f"output={output}"])
     report = json.loads(output.read_text())
     (result,), (pair,) = report["results"], report["pairs"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import rows, same, train, weights
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.teacher_cache import TeacherCache
 
 pytestmark = pytest.mark.slow
 
@@ -73,8 +74,18 @@ def test_a_disk_that_fills_up_at_the_end(disk, overrides):
 
 def test_a_full_disk(disk, overrides):
     fill(disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"The run's folder cannot be written to: No space left.*'project'"):
         DistillationClassificationTrainer(overrides={**overrides, "project": str(disk / "runs")})
+
+
+def test_a_cache_on_a_full_disk_is_refused_again_and_again(disk):
+    """Not written to where there is no room, which would be a SIGBUS."""
+    kinds, file = [((50_000_000,), torch.float16)], disk / "cache.bin"
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            TeacherCache(5, 1, kinds, file)
+        assert file.stat().st_size == 0
+    assert TeacherCache(1, 1, kinds, file).size == file.stat().st_size
 
 
 def test_a_folder_that_cannot_be_written_to(disk, overrides):

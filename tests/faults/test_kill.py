@@ -16,7 +16,7 @@ from mortal import PHASES, Process
 
 pytestmark = pytest.mark.slow
 KILLS, EPOCHS = 8, 10  # of each run
-LONGEST = {"training": 0.5, "validation": 0.1, "writing": 0.15, "finishing": 0.2}  # seconds, about
+LONGEST = {"training": 0.5, "validation": 0.02, "writing": 0.15, "finishing": 0.2}  # seconds, about
 
 
 @pytest.fixture
@@ -42,9 +42,8 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(seed, settings, t
     assert finished or ended == str(folder.resolve())
     epochs = [line.split(",")[0].strip() for line in (folder / "results.csv").read_text().splitlines()[1:]]
     assert epochs == [str(i) for i in range(1, EPOCHS + 1)]
-    left = {".lock", ".partial"} if finished else set()
     kept = {"best.pt", "last.pt", *(f"epoch{i}.pt" for i in range(0, EPOCHS, 3))}
-    assert set(os.listdir(folder / "weights")) - left == kept
+    assert set(os.listdir(folder / "weights")) == kept
     assert YOLO(best)(torch.rand(1, 3, 32, 32))[0].probs.data.shape == (10,)
     whole = train({**settings, "project": str(tmp_path / "whole")})
     assert same(weights(last), weights(whole.last))

@@ -73,6 +73,14 @@ def test_every_damaged_byte_is_noticed(tmp_path):
         assert not TeacherCache(1, 1, KINDS, file).read([0], [0])[0].any()
 
 
+def test_a_record_in_anothers_place_is_noticed(tmp_path):
+    file = tmp_path / "cache.bin"
+    TeacherCache(2, 1, KINDS, file).write([0], [0], batch(1))
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] * 2)
+    assert TeacherCache(2, 1, KINDS, file).read([0, 1], [0, 0])[0].tolist() == [True, False]
+
+
 def write_some(file, start, seed):
     """Write every image of a share, twice, as a loader of another order would."""
     start.wait()
@@ -161,10 +169,21 @@ def test_answers_of_many_classes_are_compressed(images):
     assert cached.cache.size < 6 * 1000
 
 
-def test_logits_beyond_half_precision_stay_finite(images):
-    cached = CachedTeacher(lambda x: (torch.tensor([[1e6, -1e6]]).expand(len(x), 2), []), images[:1], 6, 1, 4.0)
+def test_other_losses_than_kl_get_all_logits(images):
+    cached = CachedTeacher(Counting(1000), images[:1], 6, 1, 4.0, compress=False)
     logits, _ = cached(images, torch.arange(6), torch.zeros(6, dtype=torch.int64))
+    assert torch.equal(logits, Counting(1000)(images)[0].half())
+
+
+def test_answers_beyond_half_precision_stay_finite(images):
+    def loud(x):
+        return torch.tensor([[1e6, -1e6]]).expand(len(x), 2), [torch.full((len(x), 1, 1, 1), -1e6)]
+
+    cached = CachedTeacher(loud, images[:1], 6, 1, 4.0)
+    logits, (features,) = cached(images, torch.arange(6), torch.zeros(6, dtype=torch.int64))
     assert logits.tolist() == [[65504.0, -65504.0]] * 6
+    assert features.unique().tolist() == [-65504.0]
+    assert cached.cache.read([0], [0])[0].all()
 
 
 def test_the_key_names_everything():

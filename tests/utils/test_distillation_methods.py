@@ -17,7 +17,8 @@ def draw(*shape, seed=0, scale=1.0):
 
 
 def call(kind, name, student, teacher, settings=None, **known):
-    (choice,) = choose(f"{kind}_method", {name: settings or {}})
+    own = {"temperature": known["temperature"]} if "temperature" in known and name in {"nkd", "lskd"} else {}
+    (choice,) = choose(f"{kind}_method", {name: {**own, **(settings or {})}})
     return choice(student, teacher, **known)
 
 
@@ -367,6 +368,29 @@ def test_gradients_are_bounded_where_nothing_varies(name):
         loss = call("feature", name, s, draw(8, 4, 1, 1, seed=1).float())
     loss.backward()
     assert s.grad.abs().max() < 1e4
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("kl", 4),
+        ("nkd", 1),
+        ("lskd", 2),
+        ({"nkd": {"temperature": 3}}, 3),
+        ({"kl": {"temperature": 3}}, 3),
+        ("mse", None),
+    ],
+)
+def test_temperature_is_the_papers_unless_given(value, expected):
+    """That of the training is for methods whose papers leave it open."""
+    loss = DistillationLoss([], [], response_method=value, feature_distill=False, attention_distill=False)
+    assert loss.temperature_of("response_loss") == expected
+    s, t, labels = draw(3, 4).float(), draw(3, 4, seed=1).float(), torch.tensor([0, 3, 1])
+    (name,) = [value] if isinstance(value, str) else value
+    known = {"labels": labels, **({"temperature": float(expected)} if expected else {})}
+    assert loss(s, t, labels=labels)[1]["response_loss"].item() == pytest.approx(
+        call("response", name, s, t, **known).item(), rel=1e-6
+    )
 
 
 def test_methods_that_need_labels_say_so():

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from ultralytics.data.wrapped import WrappedDataset
 
 __all__ = ("RepeatableViews",)
 
 
-class RepeatableViews(Dataset):
+class RepeatableViews(WrappedDataset):
     """A dataset that augments each image in a fixed number of ways: in epoch e each image is its view e % views.
 
     A view is drawn by the dataset's own transforms, from the distribution that they always draw from, but from a random
@@ -23,7 +24,7 @@ class RepeatableViews(Dataset):
     the training's own random streams are left as they are.
 
     Attributes:
-        dataset (Dataset): Gives dicts; anything else that is asked of the views is asked of it.
+        dataset (Dataset): Gives dicts.
         views (int): Views per image.
         epoch (Tensor): The epoch, an int64 scalar in shared memory, as loader workers read it too.
     """
@@ -35,7 +36,8 @@ class RepeatableViews(Dataset):
             dataset (Dataset): Gives one dict per image, augmented by torch's, numpy's and python's global generators.
             views (int): Views per image, >= 1.
         """
-        self.dataset, self.views = dataset, views
+        super().__init__(dataset)
+        self.views = views
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -43,16 +45,6 @@ class RepeatableViews(Dataset):
         view = int(self.epoch) % self.views
         with _random_stream(i, view):
             return {**self.dataset[i], "index": i, "view": view}
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the dataset has."""
-        if name == "dataset":  # while it is being unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
 
 @contextmanager

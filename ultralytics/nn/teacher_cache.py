@@ -24,7 +24,7 @@ __all__ = ("CachedTeacher", "TeacherCache", "cache_key")
 
 CHECKSUM = 4  # bytes of a CRC-32 behind each record
 RESERVE = 0.1  # of the machine's free memory stays free
-FORMAT = 1  # to be raised when records change
+FORMAT = 2  # to be raised when records change
 MOST_CLASSES, TOP = 100, 64  # with more classes than that, the logits of the top ones are kept
 
 
@@ -74,8 +74,7 @@ class TeacherCache:
             return
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if os.fstat(descriptor).st_size != self.size:
-                _allocate(descriptor, self.size)  # or a full disk would kill the process when it writes
+            _allocate(descriptor, self.size)  # or a full disk would kill the process when it writes
         finally:
             os.close(descriptor)
         self._records = np.memmap(file, np.uint8, "r+", shape=(records, length))
@@ -91,8 +90,10 @@ class TeacherCache:
             found (Tensor): Which of the records are there, bool of shape (B,), on the CPU.
             tensors (list[Tensor]): One (B, ...) tensor per kind, on the CPU; undefined where not found.
         """
-        records = self._records[self._rows(images, views)]
-        found = torch.tensor([_checksum(r[: self._payload]) == r[self._payload :].tobytes() for r in records])
+        rows = self._rows(images, views)
+        records = self._records[rows]
+        sums = [_checksum(record[: self._payload], row) for record, row in zip(records, rows, strict=True)]
+        found = torch.tensor([r[self._payload :].tobytes() == s for r, s in zip(records, sums, strict=True)])
         self.hits += int(found.sum())
         self.misses += len(found) - int(found.sum())
         pieces = torch.from_numpy(records[:, : self._payload]).split(self._bytes, 1)
@@ -114,7 +115,7 @@ class TeacherCache:
         for row, payload, good in zip(self._rows(images, views), payloads, finite, strict=True):
             if good:
                 self._records[row, : self._payload] = payload
-                self._records[row, self._payload :] = np.frombuffer(_checksum(payload), np.uint8)
+                self._records[row, self._payload :] = np.frombuffer(_checksum(payload, row), np.uint8)
 
     def _rows(self, images: Sequence[int], views: Sequence[int]) -> list[int]:
         """Return where the records of a batch are."""
@@ -224,8 +225,10 @@ class CachedTeacher:
             values, indices, rest = compress_logits(logits, self.top, self.temperature)
             kept = [values, indices.int(), rest]
         limit = torch.finfo(torch.float16).max
-        kept = [x if x.dtype == torch.int32 else torch.where(x.isfinite(), x.clamp(-limit, limit), x) for x in kept]
-        return [(x if x.dtype == torch.int32 else x.half()).cpu() for x in (*kept, *features)]
+        return [
+            x.cpu() if x.dtype == torch.int32 else torch.where(x.isfinite(), x.clamp(-limit, limit), x).half().cpu()
+            for x in (*kept, *features)
+        ]
 
     def _decode(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return logits and features from the tensors of records."""
@@ -241,16 +244,21 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def _checksum(payload: np.ndarray) -> bytes:
-    """Return a record's checksum; that of zeros, as of a record never written, is not zero."""
-    return zlib.crc32(payload.tobytes()).to_bytes(CHECKSUM, "little")
+def _checksum(payload: np.ndarray, row: int) -> bytes:
+    """Return a record's checksum in its row; that of zeros, as of a record never written, is not zero."""
+    return (zlib.crc32(payload.tobytes(), row) or 1).to_bytes(CHECKSUM, "little")
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Give a file its size, with room on the disk for all of it; what it holds stays."""
+    """Give a file its size, with room on the disk for all of it, or leave it as it is; what it holds stays."""
+    before = os.fstat(descriptor).st_size
     os.ftruncate(descriptor, size)
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            os.ftruncate(descriptor, min(before, size))
+            raise
     elif hasattr(os, "fstatvfs"):
         room = os.fstatvfs(descriptor)
         if room.f_bavail * room.f_frsize < size:

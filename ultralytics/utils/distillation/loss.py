@@ -121,6 +121,10 @@ class DistillationLoss(nn.Module):
             self.adapters.extend(method.adapter(*channels[level]) for level in levels)
         return _FeatureTerm(choice, levels, range(first, len(self.adapters)))
 
+    def temperature_of(self, name: str) -> float | None:
+        """Return the temperature that a loss, by the name of its item, softens logits with; None if it does not."""
+        return self._responses[name].temperature(self.temperature) if name in self._responses else None
+
     def forward(
         self,
         student_logits: Tensor,

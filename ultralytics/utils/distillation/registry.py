@@ -25,6 +25,7 @@ class Method:
         name (str): Name to choose it by.
         function (Callable): The loss, see `response_method` and `feature_method`.
         weight (float): Weight beside a response loss of 1, its paper's where there is one.
+        temperature (float | None): Its own softening temperature; None for that of the training.
         adapter (Callable | None): Makes a module from the student's and the teacher's channels.
         last (bool): Whether only the last feature level is compared.
         context (frozenset[str]): What the function wants to know besides the two answers.
@@ -34,6 +35,7 @@ class Method:
     name: str
     function: Callable[..., Tensor]
     weight: float = 1.0
+    temperature: float | None = None
     adapter: Callable[[int, int], nn.Module] | None = None
     last: bool = False
     context: frozenset[str] = field(init=False)
@@ -69,13 +71,23 @@ class Choice:
             return any(choice.needs_labels for choice in choose("response_method", inner[0]))
         return "labels" in self.method.context
 
+    def temperature(self, training: float) -> float | None:
+        """Return the temperature in force, given that of the training; None if the loss has none."""
+        if "temperature" not in self.method.context:
+            return None
+        return self.settings.get("temperature", self.method.temperature or training)
+
     def __call__(self, student: Tensor, teacher: Tensor, **known: Any) -> Tensor:
         """Return the loss of a student's and a teacher's answer, given all that the caller knows."""
+        if self.method.temperature is not None:
+            known["temperature"] = self.method.temperature
         context = {k: v for k, v in known.items() if k in self.method.context}
         return self.method.function(student, teacher, **{**context, **self.settings})
 
 
-def response_method(name: str, *, weight: float = 1.0) -> Callable[[Callable], Callable]:
+def response_method(
+    name: str, *, weight: float = 1.0, temperature: float | None = None
+) -> Callable[[Callable], Callable]:
     """Register a loss on logits, to be chosen as `response_method=name`.
 
     The function takes the student's and the teacher's logits, both (B, C) and at least float32, B and C greater than 0,
@@ -85,6 +97,7 @@ def response_method(name: str, *, weight: float = 1.0) -> Callable[[Callable], C
     Args:
         name (str): Name to choose it by; a method of this name is replaced.
         weight (float): Weight in the sum of the losses.
+        temperature (float, optional): The method's own temperature, in place of the training's.
 
     Returns:
         (Callable): A decorator that leaves the function as it is.
@@ -92,7 +105,7 @@ def response_method(name: str, *, weight: float = 1.0) -> Callable[[Callable], C
     Raises:
         TypeError: If a hyper-parameter has no such default, or is named `weight`.
     """
-    return _register("response_method", name, weight=weight)
+    return _register("response_method", name, weight=weight, temperature=temperature)
 
 
 def feature_method(

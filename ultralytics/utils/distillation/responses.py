@@ -78,7 +78,7 @@ def dkd(
     return (alpha * label + beta * others).mean() * temperature**2
 
 
-@response_method("nkd")
+@response_method("nkd", temperature=1.0)
 def nkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, *, gamma: float = 1.5) -> Tensor:
     """Return the normalised cross-entropies with the teacher: of the label's class, and among the others.
 
@@ -146,7 +146,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
-@response_method("lskd", weight=9.0)
+@response_method("lskd", weight=9.0, temperature=2.0)
 def lskd(
     student: Tensor,
     teacher: Tensor,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
+from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER
 
@@ -38,6 +39,9 @@ class Uncached(DistillationClassificationTrainer):
 
             def __call__(self, images, index, view):
                 return cached.teacher(images)
+
+            def lap(self, event):
+                """Take no time."""
 
         return Direct()
 
@@ -161,6 +165,35 @@ def test_a_stopped_run_resumes_as_the_same_run(where, cached, tmp_path):
     assert same(weights(train({"resume": str(last)}).last), weights(whole.last))
 
 
+@pytest.mark.slow
+def test_loader_workers_show_each_epoch_its_view(cached):
+    """They draw ahead, but not in the view of the epoch before."""
+    seen = {}
+
+    class WithWorkers(DistillationClassificationTrainer):
+        def get_dataloader(self, *args, **kwargs):
+            self.args.workers = 2  # upstream sets none on the CPU
+            return super().get_dataloader(*args, **kwargs)
+
+        def preprocess_batch(self, batch):
+            seen.setdefault(self.epoch, []).extend(zip(batch["index"].tolist(), batch["view"].tolist(), strict=True))
+            return super().preprocess_batch(batch)
+
+    train({**cached, "teacher_views": 3, "epochs": 3, "plots": False}, WithWorkers)
+    for epoch in range(3):
+        assert sorted(seen[epoch]) == [(i, epoch) for i in range(80)]
+
+
+def test_networks_with_the_same_weights_do_not_share_answers(cached, teacher):
+    """What an nn.Module does is not in its weights."""
+    network = YOLO(teacher).model
+    settings = {**cached, "epochs": 1, "response_distill": True, "feature_distill": False, "attention_distill": False}
+    train({**settings, "teacher": network})
+    assert train({**settings, "teacher": network}, Asking).asked == 0
+    network.model[-1].linear.register_forward_hook(lambda module, args, output: 2 * output)
+    assert train({**settings, "teacher": network}, Asking).asked == 80
+
+
 def test_a_teacher_that_is_not_finite_is_not_kept(cached):
     def spoil(trainer):
         trainer.teacher.first.model.model[4].register_forward_hook(lambda module, args, output: output * torch.nan)
@@ -176,6 +209,7 @@ def test_a_teacher_that_is_not_finite_is_not_kept(cached):
         ({"teacher_cache": "tape"}, "'teacher_cache=tape' is an invalid value"),
         ({"teacher_cache": "ram", "teacher_views": 0}, "'teacher_views=0' is an invalid value"),
         ({"teacher_cache": "ram", "teacher": "self"}, "its answers change"),
+        ({"teacher_cache": "ram", "device": "0,1"}, "Set 'teacher_cache=disk'"),
         ({"teacher_cache": "ram", "teacher_views": 10**9}, "'teacher_cache=ram' cannot keep 1000000000 views"),
     ],
 )

@@ -1,11 +1,12 @@
 """Datasets with faults: each trains, or is refused in a sentence before the first epoch."""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from helpers import DISTILLATION_LOSSES, rows, train
+from helpers import DISTILLATION_LOSSES, rows, spoil_pixels, train
 
 
 def images(folder, split):
@@ -93,6 +94,21 @@ def test_trains(spoil, settings, count, spoiled):
     on = [name for name in DISTILLATION_LOSSES if name != "response_loss" or "response_distill" not in settings]
     assert all(float(row[f"train/{name}"]) > 0 for name in on)
     assert trainer.best.exists()
+
+
+def test_an_image_with_damaged_pixels_is_named_and_the_run_goes_on_without_it(spoiled, monkeypatch):
+    """Upstream's check reads headers only; the run stops with a sentence, and loses nothing."""
+    settings = spoiled(leave, {"epochs": 2, "workers": 0})
+
+    def damage(trainer):
+        if trainer.epoch == 1:
+            spoil_pixels(Path(trainer.train_loader.dataset.samples[7][0]))
+
+    with pytest.raises(OSError, match=r"07\.png' cannot be read as an image"):
+        train(settings, on_train_epoch_start=damage)
+    (last,) = Path(settings["project"]).glob("*/weights/last.pt")
+    Path(settings["data"], "train", "0", "00007.png").unlink()
+    assert len(rows(train({"resume": str(last)}))) == 2
 
 
 @pytest.mark.parametrize(

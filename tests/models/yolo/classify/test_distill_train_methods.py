@@ -9,6 +9,7 @@ import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights, write_digits
 from torch.nn import functional as F
 from ultralytics import YOLO
+from ultralytics.models.yolo.classify import distill_train
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.distillation import feature_method, methods, registry, response_method
@@ -349,3 +350,15 @@ def test_a_method_of_ones_own_trains(overrides, monkeypatch):
     trainer = train({**overrides, "response_method": "cosine", "feature_method": "mean"})
     assert 0 < float(rows(trainer)[0]["train/response_loss"]) < 2
     assert float(rows(trainer)[0]["train/feature_loss"]) > 0
+
+
+def test_a_temperature_without_an_effect_is_named(overrides, monkeypatch):
+    said = []
+    monkeypatch.setattr(distill_train.LOGGER, "warning", lambda message, *args: said.append(str(message)))
+    for method, warned in (("nkd", True), ("mse", True), ("kl", False), ({"nkd": 1, "dist": 1}, False)):
+        said.clear()
+        DistillationClassificationTrainer(overrides={**overrides, "response_method": method, "temperature": 3})
+        assert any("'temperature=3' has no effect" in line for line in said) == warned
+    said.clear()
+    DistillationClassificationTrainer(overrides={**overrides, "response_method": "nkd"})
+    assert not any("has no effect" in line for line in said)

@@ -340,13 +340,17 @@ class Waiting(TorchDispatchMode):
         self.operators = []
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}:
+        waits = operator.overloadpacket in {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero}
+        if operator.overloadpacket is torch.ops.aten.index:
+            waits = any(x is not None and x.dtype == torch.bool for x in args[1])
+        if waits:
             self.operators.append(operator)
         return operator(*args, **(kwargs or {}))
 
 
 METHODS = [
     {},
+    {"teacher_names": [*"01234567", "x", "y"]},
     {"distill_balance": "auto", "mixup": 1.0},
     {
         "response_method": {"dkd": 1, "dist": 1, "nkd": 1, "lskd": 1, "mse": 1},
@@ -364,7 +368,8 @@ def test_the_host_does_not_wait_in_a_step(given, overrides):
     assert waiting.operators == []
     with Waiting() as waiting:
         bool(torch.ones(1))
-    assert len(waiting.operators) == 1
+        torch.ones(2)[torch.ones(2) > 0]
+    assert len(waiting.operators) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -147,6 +147,20 @@ def test_a_run_that_cannot_go_on_stops_and_names_the_cause(cause, overrides):
     assert named.get(cause, cause.replace("_", " ")) in str(e.value)
 
 
+def test_upstreams_scaler_that_skips_every_step_stops_the_run(overrides):
+    """In float16 it skips steps by itself, and would go on to the end without having learned anything."""
+
+    class HalfPrecision(DistillationClassificationTrainer):
+        def _setup_train(self):
+            super()._setup_train()
+            self.scaler = torch.amp.GradScaler("cpu")
+
+    settings = {**overrides, "batch": 8, "nbs": 8, "warmup_epochs": 0.0, "epochs": 3}
+    with pytest.raises(RuntimeError, match=r"steps had to be skipped.*the gradient is NaN or infinite"):
+        train(settings, HalfPrecision, on_train_start=spoil_gradient)
+    assert train({**settings, "epochs": 1}, HalfPrecision).scaler.get_scale() == 65536
+
+
 def test_one_bad_batch_in_ten_is_borne(overrides):
     trainer = train_spoiled({**overrides, "batch": 4, "epochs": 3}, "teacher", lambda batch: batch % 10 == 9)
     assert dict(trainer.skipped) == {"teacher": 15}

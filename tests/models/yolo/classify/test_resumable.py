@@ -1,6 +1,7 @@
 """A stopped run: its checkpoints are whole, and resumed it is the run that never stopped."""
 
 import os
+import shutil
 from functools import partialmethod
 from pathlib import Path
 
@@ -144,6 +145,67 @@ def test_with_loader_workers_a_resumed_run_differs_less_than_one_of_another_seed
     (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
     resumed = weights(train({"resume": str(last)}, WithWorkers).last)
     assert distance(resumed, whole) < distance(other, whole) / 10
+
+
+@pytest.mark.parametrize("change", ["batch", "images"])
+def test_an_epoch_of_another_length_trains_too(change, overrides, tmp_path):
+    """The batches that wait for an optimizer step are counted from the last one, not from the run's start."""
+    data = shutil.copytree(overrides["data"], tmp_path / "data", ignore=shutil.ignore_patterns("*.cache"))
+    settings = {**overrides, "data": str(data), "epochs": 3, "batch": 8, "nbs": 8, "warmup_epochs": 0.0}
+    with pytest.raises(Stopped):
+        train(settings, on_fit_epoch_end=stop_after(1))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    if change == "images":
+        for name in "3456789":
+            for file in sorted((data / "train" / name).iterdir())[5:]:
+                file.unlink()
+    given = {"resume": str(last), **({"batch": 32} if change == "batch" else {})}
+    steps = []
+
+    class Counting(DistillationClassificationTrainer):
+        def optimizer_step(self):
+            steps.append(self._iteration)
+            super().optimizer_step()
+
+    trainer = train(given, Counting)
+    assert len(steps) >= len(trainer.train_loader) - 1 > 2
+
+
+def test_skipped_batches_are_counted_on(overrides):
+    """A run that is restarted again and again stops as any other."""
+
+    def spoil(trainer):
+        if trainer.epoch == 0:
+            trainer.distillation_loss.temperature = 1e-45
+
+    with pytest.raises(Stopped):
+        train({**overrides, "epochs": 2}, on_train_batch_start=spoil, on_fit_epoch_end=stop_after(0))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    resumed = train({"resume": str(last)})
+    assert dict(resumed.skipped) == {"response_loss": 7}
+    assert resumed._batches == 14
+
+
+def test_what_a_kill_in_the_last_instant_left_is_swept_away(overrides):
+    trainer = train({**overrides, "fraction": 0.2})
+    (trainer.wdir / ".partial").mkdir()
+    (trainer.wdir / ".partial" / "best.pt").touch()
+    (trainer.wdir / ".lock").touch()
+    with pytest.raises(ValueError, match="is of a finished run"):
+        DistillationClassificationTrainer(overrides={"resume": str(trainer.last)})
+    assert sorted(os.listdir(trainer.wdir)) == ["best.pt", "last.pt"]
+
+
+def test_a_finished_run_that_cannot_be_drawn_is_finished(overrides, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    said = []
+    monkeypatch.setattr(ClassificationTrainer, "plot_metrics", fail)
+    monkeypatch.setattr(resumable.LOGGER, "warning", lambda message, *args: said.append(str(message)))
+    trainer = train({**plain(overrides), "plots": True, "fraction": 0.2}, ResumableClassificationTrainer)
+    assert any("saved, but could not draw its results" in line for line in said)
+    assert trainer.best.exists()
 
 
 def test_last_is_the_last_to_be_replaced(overrides, monkeypatch):

@@ -269,7 +269,7 @@ def _figures(
     pull: dict[str, float],
 ) -> Figures:
     """Return what advice is drawn from."""
-    temperature = trainer.distillation_loss.temperature if trainer.distillation.response_distill else None
+    temperature = trainer.distillation_loss.temperature if trainer._tempered else None
     softened = "teacher" in networks and temperature is not None
     return Figures(
         images.labels,

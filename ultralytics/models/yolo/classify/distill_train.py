@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from torchvision.transforms import v2
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.data.views import RepeatableViews
+from ultralytics.data.wrapped import ReadableDataset
 from ultralytics.models.yolo.classify.distill_report import check_baseline, without_folders, write_report
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
 from ultralytics.nn.class_names import match_classes, read_names
@@ -80,9 +80,7 @@ class _Criterion:
         shared = next((x for x in student_features if x.requires_grad), predictions)
         teacher_logits, teacher_features = batch["teacher"]
         if self.classes is not None:
-            known = torch.isin(labels, self.classes)
-            if "mixed_cls" in batch:
-                known = batch["mixed_cls"][:, self.classes].sum(1) > 1 - 1e-4
+            known = batch["known"]
             predictions, teacher_logits = predictions[known][:, self.classes], teacher_logits[known]
             labels = torch.searchsorted(self.classes, labels[known])
         losses = self.loss.losses(predictions, teacher_logits, student_features, teacher_features, labels)
@@ -113,9 +111,9 @@ class _Step(torch.nn.Module):
         taps = FeatureTaps(student, [level for level, _ in trainer.levels])
         try:
             answer = trainer.teacher(images.detach())
-            labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+            every = torch.arange(len(images), device=images.device)
             criterion = replace(trainer._criterion(student, taps), loss=self.loss, balance=None)
-            return criterion(student(images), {"cls": labels, "teacher": answer})[0]
+            return criterion(student(images), {"cls": 0 * every, "known": every, "teacher": answer})[0]
         finally:
             taps.remove()
 
@@ -182,6 +180,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self.resume:
             stored = {k: v for k, v in vars(self.args).items() if k in DISTILLATION_KEYS}
             if not stored:
+                self._sweep(Path(self.args.resume).parent)
                 raise ValueError(
                     f"'resume={self.args.resume}' is of a finished run or of one without a teacher, so there is no "
                     f"distillation to resume. To go on from its weights, start a new run with 'model=' and 'teacher='."
@@ -232,6 +231,12 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Whether the student's own EMA teaches it."""
         return self.distillation.teacher == "self"
 
+    @property
+    def _tempered(self) -> bool:
+        """Whether a response method softens by the training's `temperature`."""
+        chosen = choose("response_method", self.distillation.response_method)
+        return self.distillation.response_distill and any(c.temperature(0.0) == 0 for c in chosen)
+
     def _check_methods(self) -> None:
         """Refuse methods that are not known, or that do not go with other arguments."""
         args = self.distillation
@@ -243,6 +248,11 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                     f"'{kind}_method={value}' leaves no method with a share above 0. Give one, or set "
                     f"'{kind}_distill=False'."
                 )
+        if "temperature" in self._given and args.response_distill and not self._tempered:
+            LOGGER.warning(
+                f"'temperature={args.temperature}' has no effect on 'response_method={args.response_method}', which "
+                f"has a temperature of its own, to be given among its hyper-parameters, or none."
+            )
         if self.args.quantize == 8 and args.distill_alpha and any(choice.method.adapter for choice in chosen):
             raise ValueError(
                 "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
@@ -258,6 +268,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 f"'mixup={self.args.mixup}' and 'cutmix={self.args.cutmix}' are the probabilities of a batch to be "
                 f"mixed one way or the other, and must not exceed 1 together."
             )
+        if args.teacher_cache == "ram" and (RANK != -1 or "," in str(self.args.device)):
+            raise ValueError("'teacher_cache=ram' would keep all answers in every process. Set 'teacher_cache=disk'.")
         if args.teacher_cache and (self.args.mixup or self.args.cutmix):
             raise ValueError(
                 "'mixup' and 'cutmix' make images that no one has seen before, so 'teacher_cache' cannot know the "
@@ -483,14 +495,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             with self._surviving("write its report"):
                 self._log([f"What the teacher did is in {write_report(self, pull)}"])
 
-    @contextmanager
-    def _surviving(self, what: str) -> Iterator[None]:
-        """Let a finished run end well, whatever goes wrong with what is told about it."""
-        try:
-            yield
-        except Exception as e:
-            LOGGER.warning(f"The run is finished and saved, but could not {what}: {type(e).__name__}: {e}")
-
     def _measure_pull(self, batches: int = 4) -> dict[str, float]:
         """Return the share of each weighted loss in the gradient where all of them meet, over some training batches."""
         student, loss = copy.deepcopy((unwrap_model(self.model), self.distillation_loss))
@@ -498,7 +502,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         norms = GradientBalance(every=1)
         criterion = replace(self._criterion(student, taps), loss=loss, balance=norms)
         for batch in islice(self.train_loader, batches):
-            with autocast(self.amp, device=self.device.type):
+            with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
                 batch = self.preprocess_batch(batch)
                 criterion(student(batch["img"]), {**batch, "teacher": self._ask(batch)})
         taps.remove()
@@ -516,7 +520,14 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
+        labels = batch["cls"]
         batch = self._mix(super().preprocess_batch(batch))
+        if self._partial:
+            known = torch.isin(labels, torch.tensor(self.teacher.classes))
+            if "mixed_cls" in batch:
+                known &= known.roll(1)  # each is mixed with the one before it
+            # Found on the host, as on a GPU the question which they are would wait
+            batch["known"] = known.nonzero()[:, 0].to(self.device, non_blocking=True)
         if self._taps is not None and self.distillation_loss is not None and not self._silent:
             batch["teacher"] = self._answer = self._ask(batch)
         return batch
@@ -555,6 +566,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 [file, classes.get(Path(file).relative_to(img_path).parts[0], 0), *rest]
                 for file, _, *rest in dataset.samples
             ]
+        dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, args.teacher_views) if mode == "train" and args.teacher_cache else dataset
 
     def _model_train(self) -> None:
@@ -574,8 +586,13 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             self.teacher.compile(
                 args.teacher_compile, (self.train_loader.batch_size, self.data["channels"], self._imgsz, self._imgsz)
             )
-        if isinstance(self.train_loader.dataset, RepeatableViews):
-            self.train_loader.dataset.epoch.fill_(self.epoch)
+        loader = self.train_loader
+        if isinstance(loader.dataset, RepeatableViews):
+            loader.dataset.epoch.fill_(self.epoch)
+            if loader.num_workers:  # they have drawn ahead, in the views of the epoch before
+                if RANK != -1:
+                    loader.sampler.set_epoch(self.epoch)
+                loader.reset()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write a row of results.csv, with the weight and the temperature that were in force."""
@@ -601,17 +618,23 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         # The top logits and the mass of the others are what `kl` needs, at the temperature that they were summed at
         methods = {choice.method.name for choice in choose("response_method", args.response_method)}
         compress = methods == {"kl"} and args.temperature_end in {None, args.temperature}
+        shape = 1, self.data["channels"], self._imgsz, self._imgsz
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         if args.teacher_cache == "disk":
             root = Path(dataset.root)
+            logits, features = self.teacher(images)
             key = cache_key(
                 teacher=args.teacher_hash,
+                # Two networks in Python may have the same weights and say different things
+                answer=[f"{value:.2e}" for x in (logits, *features) for value in (x.float().norm(), x.float().mean())],
                 source=self.teacher.source,
                 arguments=[args.teacher_imgsz, args.teacher_mean, args.teacher_std, args.teacher_weights],
                 temperature=args.temperature,
                 classes=[member.names for member in self.teacher.members] + [self.teacher.classes],
                 levels=[str(level) for _, level in self.levels],
                 images=[
-                    (os.path.relpath(f, root), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f, *_ in dataset.samples
+                    (os.path.relpath(f, root), x.st_size, x.st_mtime_ns, x.st_ctime_ns)
+                    for f, x in ((f, os.stat(f)) for f, *_ in dataset.samples)
                 ],
                 transforms=str(dataset.torch_transforms),
                 views=args.teacher_views,
@@ -619,7 +642,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 compressed=compress,
             )
             file = root.parent / "teacher_cache" / f"{root.name}-{key}.bin"
-        images = torch.zeros(1, self.data["channels"], self._imgsz, self._imgsz, device=self.device)
         try:
             if file is not None:
                 file.parent.mkdir(exist_ok=True)
@@ -691,24 +713,28 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
 
     def _criterion(self, student: torch.nn.Module, taps: FeatureTaps) -> _Criterion:
         """Return the criterion for a student and what reads its feature maps."""
-        classes = self.teacher.classes
         return _Criterion(
             student.init_criterion(),
             taps,
             self.distillation_loss,
             self.distillation.distill_alpha,
             self.distillation.distill_beta,
-            torch.tensor(classes, device=self.device) if classes and len(classes) < len(self.data["names"]) else None,
+            torch.tensor(self.teacher.classes, device=self.device) if self._partial else None,
             self._labelled,
             self._balance,
         )
+
+    @property
+    def _partial(self) -> bool:
+        """Whether the teacher knows some of the classes only."""
+        return self.teacher.classes is not None and len(self.teacher.classes) < len(self.data["names"])
 
     def _check_teacher(self) -> None:
         """Measure each teacher on validation images, as one that is not better than guessing has nothing to teach."""
         if self.teacher.classes is None or self.self_distillation or self.distillation_loss is None:
             return
         # Without a loader, as its workers would draw from the random stream of plain training
-        logits, labels = self.teacher.judge(self.test_loader.dataset, CHECKED_IMAGES, self.batch_size)
+        logits, labels = self.teacher.judge(self.test_loader.dataset, CHECKED_IMAGES, min(self.batch_size, 64))
         count = len(labels)
         if not count:
             return
@@ -770,7 +796,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         balanced = ", balanced" if args.distill_balance else ""
         losses = []
         for name, weight in self.distillation_loss.weights.items():
-            what = name.removesuffix("_loss") + f" (temperature {args.temperature:g})" * name.startswith("response")
+            what, temperature = name.removesuffix("_loss"), self.distillation_loss.temperature_of(name)
+            what += f" (temperature {temperature:g})" if temperature else ""
             losses.append(what if weight == 1 else f"{weight:g} x {what}")
         lines.append(
             f"{'loss':>9}  {args.distill_beta:g} x label + {args.distill_alpha:g} x ({' + '.join(losses)}{balanced})"

@@ -88,10 +88,17 @@ class GuardedClassificationTrainer(ResumableClassificationTrainer):
         elif event in {"on_train_batch_end", "on_train_epoch_end"} and self._pending:
             self._pending = False
             self._look_at_batch()
-        if event == "on_train_epoch_end" and RANK in {-1, 0} and self.skipped.total() > self._skipped_before:
-            LOGGER.warning(
-                f"{self.skipped.total() - self._skipped_before} batches of this epoch were skipped, see above."
-            )
+        if event == "on_train_epoch_end":
+            if RANK in {-1, 0} and self.skipped.total() > self._skipped_before:
+                LOGGER.warning(
+                    f"{self.skipped.total() - self._skipped_before} batches of this epoch were skipped, see above."
+                )
+            # Upstream's own scaler skips steps, too, and halves its scale each time, at first 65536
+            if self.scaler.is_enabled() and not isinstance(self.scaler, _StepGuard) and self.scaler.get_scale() < 1:
+                raise RuntimeError(
+                    f"Training stopped, as steps had to be skipped until the loss was scaled by "
+                    f"{self.scaler.get_scale():.1g}: {self._describe('gradient')}"
+                )
         super().run_callbacks(event)
 
     def _look_at_batch(self) -> None:
@@ -133,6 +140,16 @@ class GuardedClassificationTrainer(ResumableClassificationTrainer):
             raise RuntimeError(
                 f"Training stopped, as {count} of {self._batches} batches had to be skipped: {self._describe(cause)}"
             )
+
+    def _state(self) -> dict[str, Any]:
+        """Return what upstream's checkpoint leaves out, the skipped batches among it."""
+        return {**super()._state(), "skipped": dict(self.skipped), "batches": self._batches}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from where the run was stopped, counting on."""
+        self.skipped, self._batches = Counter(state["skipped"]), state["batches"]
+        self._skipped_before = self.skipped.total()
+        super()._restore(state)
 
     def _cause(self, name: str) -> str:
         """Return what made a loss item, or the gradient, not finite."""

@@ -7,8 +7,9 @@ import errno
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from ultralytics.utils.torch_utils import select_device, strip_optimizer, torch_
 __all__ = ("ResumableClassificationTrainer",)
 
 STATE = "run_state"  # the key of a checkpoint that holds what upstream's leaves out
+LOCK, PARTIAL = ".lock", ".partial"  # beside the checkpoints, while they are written
+ROOM = 1 << 20  # bytes that a run's folder must have room for at least
 
 
 class _TrainedToEnd(Exception):
@@ -173,6 +176,25 @@ class ResumableClassificationTrainer(ClassificationTrainer):
                         self.plot_metrics()
                     self.run_callbacks("on_train_end")
 
+    def plot_metrics(self) -> None:
+        """Draw results.png, which is no reason to fail."""
+        with self._surviving("draw its results"):
+            super().plot_metrics()
+
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Let a run that is saved end well, whatever goes wrong with what is told about it."""
+        try:
+            yield
+        except Exception as e:
+            LOGGER.warning(f"The run is saved, but could not {what}: {type(e).__name__}: {e}")
+
+    def _sweep(self, folder: Path) -> None:
+        """Take away what a run left that was killed in its last instant, when its checkpoints were in place already."""
+        with suppress(Timeout, OSError), FileLock(folder / LOCK, timeout=0):
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+            (folder / LOCK).unlink()
+
     def _claim_folder(self) -> None:
         """Make the run's folder before upstream finds it, so that two runs that start at once get one each."""
         again = bool(self.args.exist_ok or getattr(self.args, "save_dir", None))
@@ -187,14 +209,14 @@ class ResumableClassificationTrainer(ClassificationTrainer):
                     if again:  # a file of that name
                         raise
             self.args.save_dir = str(folder)
-            with self._locked():
-                pass
+            with self._locked(), tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(ROOM))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as e:
-            raise OSError(
-                e.errno,
-                f"The run's folder cannot be written to: {e.strerror}. Give one that can with 'project'",
-                e.filename,
-            ) from e
+            how = "'save_dir'" if self.resume else "'project'"
+            said = f"The run's folder cannot be written to: {e.strerror}. Give one that can with {how}"
+            raise OSError(e.errno, said, e.filename) from e
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -202,7 +224,7 @@ class ResumableClassificationTrainer(ClassificationTrainer):
         if RANK not in {-1, 0}:
             yield
             return
-        file = Path(self.args.save_dir) / "weights" / ".lock"
+        file = Path(self.args.save_dir) / "weights" / LOCK
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file)
         try:
@@ -257,7 +279,7 @@ class ResumableClassificationTrainer(ClassificationTrainer):
         Raises:
             OSError: If they cannot be written; what was in `folder` stays.
         """
-        partial, last = folder / ".partial", self.last
+        partial, last = folder / PARTIAL, self.last
         try:
             with self._explained(folder, last):
                 shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
@@ -308,8 +330,8 @@ class ResumableClassificationTrainer(ClassificationTrainer):
             "optimizer": self.optimizer.state_dict(),
             "gradients": {n: p.grad for n, p in student.named_parameters() if p.grad is not None},
             "stopped": bool(self.stop),  # no epoch is to follow
-            "last_step": self._last_step,
-            "order": self._order,
+            "waited": self._iteration - self._last_step,  # batches since the last optimizer step
+            "order": {**self._order, "drawn": self._iteration + 1 - self._order["batch"]},
             "random": random.getstate(),
             "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
             "torch": torch.get_rng_state(),
@@ -321,7 +343,8 @@ class ResumableClassificationTrainer(ClassificationTrainer):
         for name, parameter in unwrap_model(self.model).named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
-        self._last_step, self._carried = state["last_step"], state["last_step"] + 1
+        self._last_step = self._iteration - state["waited"]  # an epoch may have another length now
+        self._carried = self._last_step + 1
         if RANK != -1:  # each process has a random state of its own, and an order that upstream sets per epoch
             return
         self._restore_order(state["order"])
@@ -334,7 +357,7 @@ class ResumableClassificationTrainer(ClassificationTrainer):
 
     def _restore_order(self, order: dict[str, Any]) -> None:
         """Go on in the order of images; data loader workers have drawn ahead, so with them it begins anew."""
-        loader, self._order = self.train_loader, order
+        loader, self._order = self.train_loader, {**order, "batch": self._iteration + 1 - order["drawn"]}
         if loader.num_workers:
             return
         if order["iterator"]:  # made before the generator's state was noted
@@ -343,7 +366,7 @@ class ResumableClassificationTrainer(ClassificationTrainer):
         else:
             loader.generator.set_state(order["generator"])
             loader.iterator = loader._get_iterator()
-        for _ in range(self._iteration + 1 - order["batch"]):
+        for _ in range(order["drawn"]):
             loader.iterator._next_index()  # draws the order, loads no image
         if self.start_epoch > self.epochs - self.args.close_mosaic:
             loader.reset = lambda: None  # upstream's loop did so before the stop, and does it again
