@@ -8,7 +8,8 @@ Usage:
 Every step is one of the real trainer: forward, losses, backward, clipping, optimizer, EMA and a look at the loss. They
 are timed in turn in one process, so that what else the machine does falls on all of them; medians and their ratios
 are reported. Epochs are the trainer's own, with its data loader; memory is that of a process for each kind of training.
-timm's and torchdistill's steps are of the same two networks, optimizer and EMA, where these packages are installed.
+timm's and torchdistill's steps are of the same two networks, as they are loaded, with the same optimizer and EMA, where
+these packages are installed.
 `pairs`, i.e. `s>n,x>l`, are sizes of networks, teacher>student, that are measured too, and plotted beside the output.
 """
 
@@ -202,7 +203,7 @@ def measure_steps(
     for name in peers:
         trainer = prepare(make_trainer(overrides, "plain", teacher_file, given))
         try:
-            teacher = make_trainer(overrides, "response", teacher_file, given).teacher.first.model
+            teacher = YOLO(teacher_file).model.requires_grad_(False)  # as a user of theirs has it, not fused
             loss = PEERS[name](trainer.model, teacher.to(plain.device))
         except ImportError as e:
             print(f"{name} is not measured: {e}")

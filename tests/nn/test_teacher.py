@@ -113,6 +113,22 @@ def test_is_frozen_and_fused(teacher):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.model.modules())
 
 
+@pytest.mark.parametrize(("imgsz", "expected"), [(32, False), (64, True)])
+def test_memory_format(imgsz, expected, teacher):
+    """Channels last where that was measured to be faster; the answers are the same up to rounding."""
+    plain, fast = Teacher(teacher), Teacher(teacher)
+    fast.vet(imgsz, 3)
+    for each in (plain, fast):
+        each.to(torch.device("cpu"))
+        each.levels = list(each.find_levels(imgsz, 3).values())[-3:]
+    weight = fast.model.model[1].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+    assert plain.model.model[1].conv.weight.is_contiguous()
+    images = torch.rand(4, 3, imgsz, imgsz)
+    for a, b in zip((plain(images)[0], *plain(images)[1]), (fast(images)[0], *fast(images)[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["yolov8n-cls", "yolo11m-cls", "yolo12n-cls", "yolo26n-cls", "yolov8n-cls-resnet50"])
 def test_every_family_loads(name, tmp_path):
     model = YOLO(f"{name}.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +18,13 @@ from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.nn.teacher_sources import Source, open_source
+from ultralytics.utils import WINDOWS
 from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.torch_utils import attempt_compile
 
 __all__ = ("Teacher", "TeacherEnsemble")
+
+CHANNELS_LAST = 64  # side of the images in pixels from which that memory format is faster on a CPU
 
 
 class Teacher:
@@ -88,6 +92,7 @@ class Teacher:
         )
         self._normalizes = bool(self._mean.any() or (self._std != 1).any())  # here, as on a GPU the question waits
         self._gives_probabilities = False
+        self._side = 0  # of the images it sees, once that is known
         self._compiled: nn.Module | None = None
         self._compiled_shape: tuple[int, ...] = ()
 
@@ -108,7 +113,7 @@ class Teacher:
             )
         if max(self._mean.shape[1], self._std.shape[1]) not in {1, channels}:
             raise ValueError(f"'teacher_mean' and 'teacher_std' need 1 or {channels} values, one per image channel.")
-        side = self.imgsz or imgsz
+        side = self._side = self.imgsz or imgsz
         images = torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
         try:
             logits, _ = self(images)
@@ -145,8 +150,11 @@ class Teacher:
         return find_levels(self.model, self.imgsz or imgsz, channels)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move the network to a device."""
+        """Move the network to a device, an Ultralytics one in the memory format that is fastest there."""
         self.model.to(device)
+        least = {"cpu": CHANNELS_LAST, "cuda": 1}.get(device.type, math.inf)
+        if self._side >= least and not WINDOWS and isinstance(self.model, ClassificationModel):
+            self.model.to(memory_format=torch.channels_last)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 

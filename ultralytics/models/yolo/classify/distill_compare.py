@@ -27,6 +27,7 @@ from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, TQDM, IterableSimpleNamespace
 from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
+from ultralytics.utils.torch_utils import get_cpu_info
 
 __all__ = ("compare", "evaluate", "machine", "summarise", "table", "train_student", "train_students")
 
@@ -190,7 +191,7 @@ def evaluate(file: str, training: dict[str, Any]) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Return what a measurement was made on."""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({get_cpu_info()})",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

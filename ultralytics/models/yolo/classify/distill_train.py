@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.data.views import RepeatableViews
 from ultralytics.data.wrapped import ReadableDataset
+from ultralytics.models.yolo.classify.distill_criterion import DistillationCriterion, TrainingStep
 from ultralytics.models.yolo.classify.distill_report import check_baseline, without_folders, write_report
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
 from ultralytics.nn.class_names import match_classes, read_names
@@ -43,79 +44,6 @@ DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
 RESUMED_ANEW = {"teacher", "teacher_hash", "baseline"}  # what may be given again to a run that is resumed
 CHECKED_IMAGES = 512
 CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
-
-
-@dataclass
-class _Criterion:
-    """The student's criterion, a plain callable: upstream's own loss plus the losses from the teacher."""
-
-    student_criterion: Any
-    taps: FeatureTaps
-    loss: DistillationLoss | None
-    alpha: float
-    beta: float
-    classes: Tensor | None  # those that the teacher knows, if it does not know all
-    labelled: bool = True
-    balance: GradientBalance | None = None
-
-    def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted total and the detached items, the student's own among them."""
-        total, items = self._sum(predictions, batch)
-        # An infinite loss can have a finite gradient; NaN makes the step's guard see it
-        return total * torch.where(total.detach().isfinite(), 1.0, torch.nan), items
-
-    def _sum(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted total as it is, and the items."""
-        labels = batch["cls"]
-        student_loss, items = self.student_criterion(predictions, {**batch, "cls": batch.get("mixed_cls", labels)})
-        if not self.labelled:
-            student_loss, items = torch.zeros_like(student_loss), {k: torch.zeros_like(v) for k, v in items.items()}
-        if self.loss is None:
-            return self.beta * student_loss, items
-        student_features = self.taps.take()
-        if "teacher" not in batch:  # it is silent; before it has begun to teach, training is plain
-            weight = 1.0 if self.alpha else self.beta
-            return weight * student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
-        # The last that all losses come from; below a frozen map none of them teaches anything
-        shared = next((x for x in student_features if x.requires_grad), predictions)
-        teacher_logits, teacher_features = batch["teacher"]
-        if self.classes is not None:
-            known = batch["known"]
-            predictions, teacher_logits = predictions[known][:, self.classes], teacher_logits[known]
-            labels = torch.searchsorted(self.classes, labels[known])
-        losses = self.loss.losses(predictions, teacher_logits, student_features, teacher_features, labels)
-        total, factors = self.beta * student_loss, {}
-        if self.balance is not None:
-            factors = self.balance({"loss": student_loss, **losses} if self.beta else losses, shared)
-        for name, loss in losses.items():
-            total = total + self.alpha * self.loss.weights[name] * factors.get(name, 1.0) * loss
-        return total, {**items, **{name: loss.detach() for name, loss in losses.items()}}
-
-
-class _Step(torch.nn.Module):
-    """A training step as a network of images, for AutoBatch, which measures what a network and its gradients take."""
-
-    def __init__(self, student: torch.nn.Module, loss: DistillationLoss, trainer: DistillationClassificationTrainer):
-        super().__init__()
-        self.student, self.yaml = student, student.yaml
-        self.loss, self._trainer = loss, trainer
-
-    def __deepcopy__(self, memo: dict) -> _Step:
-        """Copy the student and its adapters, which get gradients, but neither the teacher nor the trainer."""
-        return _Step(*copy.deepcopy((self.student, self.loss), memo), self._trainer)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the loss of a batch."""
-        trainer, student = self._trainer, self.student
-        trainer._place_teacher()
-        taps = FeatureTaps(student, [level for level, _ in trainer.levels])
-        try:
-            answer = trainer.teacher(images.detach())
-            every = torch.arange(len(images), device=images.device)
-            criterion = replace(trainer._criterion(student, taps), loss=self.loss, balance=None)
-            return criterion(student(images), {"cls": 0 * every, "known": every, "teacher": answer})[0]
-        finally:
-            taps.remove()
 
 
 class DistillationClassificationTrainer(GuardedClassificationTrainer):
@@ -711,9 +639,9 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self.distillation_loss is not None:
             self.teacher.to(self.device).first.levels = [level for _, level in self.levels]
 
-    def _criterion(self, student: torch.nn.Module, taps: FeatureTaps) -> _Criterion:
+    def _criterion(self, student: torch.nn.Module, taps: FeatureTaps) -> DistillationCriterion:
         """Return the criterion for a student and what reads its feature maps."""
-        return _Criterion(
+        return DistillationCriterion(
             student.init_criterion(),
             taps,
             self.distillation_loss,
@@ -773,7 +701,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         student = self.model
         if self.self_distillation:
             self.teacher.first.model = copy.deepcopy(student).eval()
-        self.model = _Step(student, self.distillation_loss, self)
+        self.model = TrainingStep(student, self.distillation_loss, self)
         try:
             return super().auto_batch(*args, **kwargs)
         finally:

@@ -1,0 +1,106 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What makes a teacher's answer faster? Memory format, precision and compiler against the network as it is.
+
+Usage:
+    python benchmarks/teacher.py
+    python benchmarks/teacher.py device=0 imgsz=224 batch=256 teacher_model=yolo11l-cls.yaml output=teacher_gpu.json
+
+The forward pass with its three feature maps, fused and without gradients, as in training. Variants are timed in turn in
+one process; reported are the medians and quartiles of their ratios to `eager`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import speed
+import torch
+from ultralytics.cfg.distillation import parse_arguments
+from ultralytics.models.yolo.classify.distill_compare import machine
+from ultralytics.nn.taps import match_levels
+from ultralytics.nn.teacher import Teacher
+from ultralytics.utils.torch_utils import select_device
+
+SETTINGS = {
+    "imgsz": (32, 224),
+    "batch": (64, 16),  # one for each image size
+    "repeats": 40,
+    "warmup": 5,
+    "teacher_model": "yolo11s-cls.yaml",
+    "variants": "eager,channels_last,bf16,compile",
+    "device": None,
+    "output": str(Path(__file__).with_name("teacher.json")),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with `key=value` arguments."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    given = parse_arguments(arguments)
+    settings = {**SETTINGS, **given}
+    output = Path(settings.pop("output"))
+    sizes = zip(*(np.atleast_1d(settings[k]).tolist() for k in ("imgsz", "batch")), strict=False)
+    results = [{"imgsz": imgsz, "batch": batch, **measure(settings, imgsz, batch)} for imgsz, batch in sizes]
+    print(f"\n{speed.table(results, 'forward')}")
+    output.write_text(json.dumps({"machine": machine(), "setting": settings, "results": results}, indent=2) + "\n")
+    print(f"Saved to {output}")
+
+
+def measure(settings: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
+    """Time the variants in turn, and return the ratios of each to the first."""
+    device = select_device(settings["device"], verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(c) for c in range(speed.CLASSES)]
+        teacher = Teacher(speed.make_teacher(settings["teacher_model"], names, Path(folder) / "teacher.pt"))
+    levels = teacher.find_levels(imgsz, 3)
+    teacher.levels = [level for _, level in match_levels(levels, levels)]
+    images = torch.rand(batch, 3, imgsz, imgsz, device=device)
+    runs = {name: variant(name, teacher, device, images) for name in settings["variants"].split(",")}
+    for _ in range(settings["warmup"]):
+        for run in runs.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(settings["repeats"]):
+        for name, run in runs.items():
+            times[name].append(speed.timed(run, device))
+    first = next(iter(times.values()))
+    forward = {}
+    for name, values in times.items():
+        each = [a / b for a, b in zip(values, first, strict=True)]
+        median = statistics.median(values) / statistics.median(first)
+        forward[name] = {"median": median, "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
+    return {"median_ms": {k: 1000 * statistics.median(v) for k, v in times.items()}, "forward": forward}
+
+
+def variant(name: str, teacher: Teacher, device: torch.device, images: torch.Tensor) -> Callable[[], Any]:
+    """Return what answers the images in one of the ways."""
+    teacher = copy.deepcopy(teacher).to(device)
+    if name == "channels_last":
+        teacher.model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    elif name == "compile":
+        teacher.compile(True, images.shape)
+    elif name not in {"eager", "bf16"}:
+        raise ValueError(f"'variants={name}' is an invalid value. Valid variants are {SETTINGS['variants']}.")
+
+    def answer() -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+            return teacher(images)
+
+    return answer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
