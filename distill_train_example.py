@@ -32,7 +32,7 @@ from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.files import increment_path
 
 DEFAULTS = {"model": "yolo11n-cls.yaml", "teacher": "yolo11s-cls.yaml", "teacher_epochs": 20, "epochs": 10}
-DIGITS = {"imgsz": 32, "batch": 64, "optimizer": "AdamW", "lr0": 0.002, "fliplr": 0.0, "plots": False}
+DIGITS = {"imgsz": 32, "batch": 64, "optimizer": "AdamW", "lr0": 0.002, "fliplr": 0.0}
 
 
 def main(arguments: list[str]) -> None:
@@ -80,6 +80,8 @@ def compare(settings: dict[str, Any]) -> Path:
     LOGGER.info(f"The teacher changed the student's top-1 by {gain:+.1f} points on {training['data']}.")
     plot(rows, folder / "comparison.png")
     LOGGER.info(f"Plot saved to {folder / 'comparison.png'}")
+    if (report := Path(rows[-1]["file"]).parents[1] / "distillation.html").exists():
+        LOGGER.info(f"What the teacher did is in {report}")
     return folder
 
 

@@ -1,5 +1,8 @@
 """The example: from nothing to a table and a plot, and on a user's own teacher."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import TRAINING, write_digits
@@ -49,6 +52,9 @@ def test_digits_from_nothing(said):
     assert sum("train" in p.parts for p in images) == 1437
     stamps = {p: p.stat().st_mtime_ns for p in images}
     assert set(table(said)) == {"teacher", "plain", "distilled"}
+    (report,) = [Path(line.split(" is in ")[1]) for line in said if line.startswith("What the teacher did is in ")]
+    networks = json.loads(report.with_suffix(".json").read_text())["networks"]
+    assert networks.keys() == {"student", "teacher", "baseline"}
     example.write_digits()
     assert {p: p.stat().st_mtime_ns for p in images} == stamps  # written once
 
@@ -80,7 +86,7 @@ def test_image_folder_is_whole_or_absent(tmp_path):
     [({"temperature": -1}, "temperature=-1"), ({"names": [f"digit {c}" for c in range(10)]}, "knows 0 of the dataset")],
 )
 def test_mistakes_are_refused_before_any_training(wrong, words, teacher, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(example, "train", None)  # would be called
+    monkeypatch.setattr(example, "train_student", None)  # would be called
     settings = {**TRAINING, "model": "yolo11n-cls.yaml", "teacher": str(teacher), "data": str(digits), **wrong}
     if names := settings.pop("names", None):
         settings["data"] = str(write_digits(tmp_path / "other", train=2, val=1, names=names))

@@ -1,5 +1,8 @@
 """The overlay beside upstream's package, installed both ways into fresh virtual environments."""
 
+import ast
+import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -63,9 +66,23 @@ def upstream_files():
 
 def test_wheel_holds_our_modules_alone(wheel):
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    ours = {str(p.relative_to(ROOT)) for p in (ROOT / "ultralytics").rglob("*.py")}
+    ours = {str(p.relative_to(ROOT)) for kind in ("py", "html") for p in (ROOT / "ultralytics").rglob(f"*.{kind}")}
     assert files == ours
     assert not files & upstream_files()
+
+
+def test_what_is_imported_is_installed():
+    """Every library that is imported is a dependency of ours or of upstream's, or is imported only where it is used."""
+    packages = ("ultralytics", "ultralytics-classify-distillation")
+    required = [r for package in packages for r in importlib.metadata.requires(package) if "extra ==" not in r]
+    names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in required}
+    distributions = importlib.metadata.packages_distributions()
+    for file in (*(ROOT / "ultralytics").rglob("*.py"), ROOT / "train.py", ROOT / "distill_train_example.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for module in {m.split(".")[0] for m in modules} - sys.stdlib_module_names - {"distill_train_example"}:
+                assert {x.lower() for x in distributions[module]} & names, f"{file.name} imports {module}"
 
 
 def test_source_tree_shadows_nothing():
