@@ -48,7 +48,13 @@ EXPERIMENTS = {  # 143 is all that the digits have of most classes
     "digits_s_n_third": {**DIGITS, "train": 48, "epochs": 30},
     "digits_s_n_tenth": {**DIGITS, "train": 14, "epochs": 100},
     "digits_m_s": {**DIGITS, "train": 1000, "teacher_model": "yolo11m-cls.yaml", "model": "yolo11s-cls.yaml"},
-    "fashion_m_s": {**FASHION, "train": 600, "teacher_model": "yolo11m-cls.yaml", "model": "yolo11s-cls.yaml"},
+    "fashion_m_s": {
+        **FASHION,
+        "train": 600,
+        "teacher_train": 1000,
+        "teacher_model": "yolo11m-cls.yaml",
+        "model": "yolo11s-cls.yaml",
+    },
 }
 CORRUPTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images in 0 to 1, 32 px wide
     "clean": lambda x: x,
@@ -75,7 +81,8 @@ def main(arguments: list[str]) -> None:
         evaluate_all(report, settings, own)
         report["findings"] = findings(report)
         Path(settings["output"]).write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{table({file.stem: json.loads(file.read_text()) for file in sorted(output.glob('*.json'))})}")
+    files = {name: output / f"{name}.json" for name in EXPERIMENTS}
+    print(f"\n{table({name: json.loads(file.read_text()) for name, file in files.items() if file.exists()})}")
 
 
 def evaluate_all(report: dict[str, Any], settings: dict[str, Any], training: dict[str, Any]) -> None:
@@ -138,18 +145,26 @@ def epochs_to(distilled: list[float], plain: list[float]) -> float:
 
 
 def table(reports: dict[str, dict[str, Any]]) -> str:
-    """Format the findings of all experiments as a Markdown table."""
+    """Format the findings of all experiments as two Markdown tables: accuracy, and what else changed."""
     reports = {name: report for name, report in reports.items() if "findings" in report}
-    names = list(next(iter(reports.values()))["findings"])
-    lines = [f"| experiment | teacher | plain | distilled | {' | '.join(names)} |", "|---" * (len(names) + 4) + "|"]
+    lines = [[], []]
     for experiment, report in reports.items():
         tops = [report["teacher_top1"], *(report["summary"][k]["mean"] for k in ("plain", "distilled"))]
-        cells = [experiment, *(f"{x:.2f}" for x in tops)]
-        for row in report["findings"].values():
-            interval = " ({:.2f} to {:.2f})".format(*row["interval"]) if row["interval"] else ""
-            cells.append(f"{row['mean']:.2f}{interval}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        found = {name: row for name, row in report["findings"].items() if name != "clean, change"}  # which is the gain
+        names = list(found)[:3], list(found)[3:]
+        heads = ["experiment", "seeds", "teacher", "plain", "distilled", *names[0]], ["experiment", *names[1]]
+        cells = [experiment, str(len(found["gain"]["by seed"])), *(f"{x:.2f}" for x in tops)], [experiment]
+        for part, head, own, chosen in zip(lines, heads, cells, names, strict=True):
+            if not part:
+                part += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+            part.append(f"| {' | '.join([*own, *(show(found[name]) for name in chosen)])} |")
+    return "\n\n".join("\n".join(part) for part in lines)
+
+
+def show(row: dict[str, Any]) -> str:
+    """Return a finding's mean, and its interval if there are seeds enough."""
+    interval = " ({:.1f} to {:.1f})".format(*row["interval"]) if row["interval"] else ""
+    return f"{row['mean']:.1f}{interval}"
 
 
 if __name__ == "__main__":

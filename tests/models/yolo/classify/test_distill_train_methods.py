@@ -208,7 +208,17 @@ def test_a_teacher_of_some_classes_judges_mixtures_of_those(overrides, tmp_path)
     names = [str(c) for c in range(7)]
     known = write_digits(tmp_path / "seven", names=names)
     teacher = train_teacher(known, tmp_path)
-    trainer = train({**overrides, "teacher": teacher, "response_method": "dkd", "mixup": 0.5, "batch": 16})
+
+    class Watched(DistillationClassificationTrainer):
+        def preprocess_batch(self, batch):
+            batch = super().preprocess_batch(batch)
+            shares = batch.get("mixed_cls", F.one_hot(batch["cls"], 10))
+            expected = (shares[:, :7].sum(1) > 0.9999).nonzero()[:, 0]
+            assert torch.equal(batch["known"], expected)
+            return batch
+
+    settings = {**overrides, "teacher": teacher, "response_method": "dkd", "mixup": 0.5, "batch": 16}
+    trainer = train(settings, Watched)
     assert float(rows(trainer)[0]["train/response_loss"]) > 0
     assert not trainer.skipped
 

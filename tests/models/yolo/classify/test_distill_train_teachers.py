@@ -241,6 +241,7 @@ def test_self_distillation_starts_when_told(overrides, tmp_path):
     before, after = rows(ours)
     assert [float(before[f"train/{name}"]) for name in DISTILLATION_LOSSES] == [0, 0, 0]
     assert all(float(after[f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
+    assert [float(row["distill/alpha"]) for row in (before, after)] == [0, 0.7]
     assert not any(m._forward_hooks for m in ours.ema.ema.modules())
     again = train({"resume": str(ours.wdir / "epoch0.pt")})
     assert again.teacher.source == "self"
