@@ -107,6 +107,7 @@ def main(arguments: list[str]) -> None:
             results.append(row)
         pairs = measure_pairs(settings, given, *sizes[0][:2], Path(folder) / "pairs")
     print(f"\n{table(results, 'steps')}\n\n{table(results, 'epochs')}\n\n{table(results, 'memory')}")
+    settings["data"] = settings["data"] and Path(settings["data"]).name
     report = {"machine": machine(), "setting": {**settings, **given}, "results": results, "pairs": pairs}
     if pairs:
         print(f"\n{table(pairs, 'steps')}")

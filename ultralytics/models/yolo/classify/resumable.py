@@ -287,10 +287,10 @@ class ResumableClassificationTrainer(ClassificationTrainer):
                 yield partial
                 files = sorted(partial.iterdir(), key=lambda file: file.name == last.name)
                 for file in files:
-                    with file.open("rb+") as f:
-                        os.fsync(f.fileno())
+                    _flush(file)
                 for file in files:
                     os.replace(file, folder / file.name)
+                _flush(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -370,3 +370,14 @@ class ResumableClassificationTrainer(ClassificationTrainer):
             loader.iterator._next_index()  # draws the order, loads no image
         if self.start_epoch > self.epochs - self.args.close_mosaic:
             loader.reset = lambda: None  # upstream's loop did so before the stop, and does it again
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder where the system lets one, onto the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
