@@ -41,6 +41,9 @@ from ultralytics.nn.teacher import Teacher
 from ultralytics.utils.torch_utils import autocast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from peers import CLASSES, PEERS
 
 from distill_train_example import write_image_folder
 
@@ -59,7 +62,6 @@ SETTINGS = {
     "amp": True,
     "output": str(Path(__file__).with_name("speed.json")),
 }
-CLASSES = 10
 KINDS = {
     "plain": None,
     "distilled": {},
@@ -213,19 +215,29 @@ def measure_steps(
     for _ in range(settings["warmup"]):
         for run in runs.values():
             run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(settings["repeats"]):
-        for name, run in runs.items():
-            times[name].append(timed(run, plain.device))
-    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    times = take_turns(runs, settings["repeats"], plain.device)
     ratios = {}
     for over, under in RATIOS:
         if {over, *under} <= runs.keys():
             name = f"{over} / ({' + '.join(under)})" if len(under) > 1 else f"{over} / {under[0]}"
-            each = [a / sum(b) for a, *b in zip(times[over], *(times[k] for k in under), strict=True)]
-            median = medians[over] / sum(medians[k] for k in under)
-            ratios[name] = {"median": median, "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
-    return {"median_ms": medians, "steps": ratios}
+            ratios[name] = ratio(times[over], *(times[k] for k in under))
+    return {"median_ms": {k: 1000 * statistics.median(v) for k, v in times.items()}, "steps": ratios}
+
+
+def take_turns(runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Return the seconds of every repeat of each run."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(timed(run, device))
+    return times
+
+
+def ratio(over: list[float], *under: list[float]) -> dict[str, Any]:
+    """Return the ratio of the medians of some times to the sum of others', and the quartiles of each repeat's."""
+    each = [a / sum(b) for a, *b in zip(over, *under, strict=True)]
+    median = statistics.median(over) / sum(map(statistics.median, under))
+    return {"median": median, "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
 
 
 def measure_pairs(
@@ -328,71 +340,6 @@ def memory_now(peak: bool = False, reset: bool = False) -> float:
             torch.cuda.reset_peak_memory_stats()
     name = "VmHWM" if peak else "VmRSS"
     return float(next(line for line in Path("/proc/self/status").read_text().splitlines() if name in line).split()[1])
-
-
-class Logits(torch.nn.Module):
-    """A YOLO classifier as other libraries know classifiers: it gives logits, and says how its images are prepared."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-        self.num_classes, self.in_chans = CLASSES, 3
-        self.pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits, in evaluation too."""
-        answer = self.model.predict(images)
-        return answer[1] if isinstance(answer, tuple) else answer
-
-
-def timm_loss(student: torch.nn.Module, teacher: torch.nn.Module) -> Callable[[dict], tuple[torch.Tensor, dict]]:
-    """Return the loss of timm's logit distillation."""
-    from timm.task import LogitDistillationTask
-
-    task = LogitDistillationTask(
-        Logits(student),
-        Logits(teacher).eval(),
-        torch.nn.CrossEntropyLoss(),
-        task_loss_weight=0.3,
-        temperature=4.0,
-        device=next(student.parameters()).device,
-        verbose=False,
-    )
-
-    def loss(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        answer = task(batch["img"], batch["cls"])
-        return answer["loss"], {"loss": answer["task_loss"].detach(), "kd": answer["kd_loss"].detach()}
-
-    return loss
-
-
-def torchdistill_loss(
-    student: torch.nn.Module, teacher: torch.nn.Module
-) -> Callable[[dict], tuple[torch.Tensor, dict]]:
-    """Return the loss of torchdistill's DistillationBox."""
-    from torchdistill.core.distillation import DistillationBox
-
-    device = next(student.parameters()).device
-    logits = {"student_module_path": ".", "student_module_io": "output"}
-    logits |= {"teacher_module_path": ".", "teacher_module_io": "output"}
-    term = {"criterion": {"key": "KDLoss", "kwargs": {**logits, "temperature": 4.0, "alpha": 0.3}}, "weight": 1.0}
-    criterion = {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": term}}}
-    config = {
-        "num_epochs": 1,
-        "teacher": {"requires_grad": False, "forward_proc": "forward_batch_only"},
-        "student": {"requires_grad": True, "forward_proc": "forward_batch_only"},
-        "criterion": criterion,
-    }
-    box = DistillationBox(Logits(teacher).eval(), Logits(student), {}, config, device, None, False, 1.0)
-
-    def loss(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        total = box.forward_process(batch["img"], batch["cls"])
-        return total, {"loss": total.detach()}
-
-    return loss
-
-
-PEERS = {"timm": timm_loss, "torchdistill": torchdistill_loss}
 
 
 def make_teacher(name: str, names: list[str], file: Path) -> Path:

@@ -32,13 +32,8 @@ from ultralytics.nn.teacher import Teacher
 from ultralytics.utils.torch_utils import select_device
 
 SETTINGS = {
-    "imgsz": (32, 224),
-    "batch": (64, 16),  # one for each image size
-    "repeats": 40,
-    "warmup": 5,
-    "teacher_model": "yolo11s-cls.yaml",
+    **{k: speed.SETTINGS[k] for k in ("imgsz", "batch", "repeats", "warmup", "teacher_model", "device")},
     "variants": "eager,channels_last,bf16,compile",
-    "device": None,
     "output": str(Path(__file__).with_name("teacher.json")),
 }
 
@@ -71,16 +66,9 @@ def measure(settings: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
     for _ in range(settings["warmup"]):
         for run in runs.values():
             run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(settings["repeats"]):
-        for name, run in runs.items():
-            times[name].append(speed.timed(run, device))
+    times = speed.take_turns(runs, settings["repeats"], device)
     first = next(iter(times.values()))
-    forward = {}
-    for name, values in times.items():
-        each = [a / b for a, b in zip(values, first, strict=True)]
-        median = statistics.median(values) / statistics.median(first)
-        forward[name] = {"median": median, "quartiles": np.quantile(each, (0.25, 0.75)).tolist()}
+    forward = {name: speed.ratio(values, first) for name, values in times.items()}
     return {"median_ms": {k: 1000 * statistics.median(v) for k, v in times.items()}, "forward": forward}
 
 

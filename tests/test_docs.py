@@ -20,7 +20,6 @@ from ultralytics.utils.distillation import DistillationLoss, methods, registry, 
 ROOT = Path(__file__).resolve().parents[1]
 MANUALS = ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"]
 DOCUMENTS = ["README.md", *MANUALS, "CONTRIBUTING.md", "benchmarks/README.md"]
-SETTINGS = {file.stem: load_benchmark(file.stem).SETTINGS for file in (ROOT / "benchmarks").glob("*.py")}
 CI = (ROOT / ".ci/run").read_text() + (ROOT / "Makefile").read_text()
 
 
@@ -150,7 +149,8 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
         for variant in given.get("variants", "plain").split(","):
             own, _ = DistillationArgs.split(parse_arguments(variant.split() if "=" in variant else []))
             DistillationArgs(**own)
-        _, given = DistillationArgs.split({k: v for k, v in given.items() if k not in SETTINGS[Path(script).stem]})
+        own = load_benchmark(Path(script).stem).SETTINGS
+        _, given = DistillationArgs.split({k: v for k, v in given.items() if k not in own})
         assert given.keys() <= DEFAULT_CFG_DICT.keys()
         return
     if "resume=path/to/last.pt" in arguments:
