@@ -79,12 +79,19 @@ def test_speaks(case):
         {"entropy": 0.06, "temperature": 4.0},
         {"entropy": 0.99},  # no response loss, no temperature
         {"curve": [0.1, 0.2, 0.3, 0.4]},  # too few to tell
+        {"curve": [math.nan, math.nan, math.nan, math.nan, 0.5]},  # not validated
+        {"right": dict.fromkeys(("student", "teacher"), right(1.0))},  # nothing is left to teach
         {"curve": [0.1, 0.2, 0.3, 0.5, 0.4]},
         {"curve": [0.1, 0.2, 0.3, 0.4, 0.404]},
     ],
 )
 def test_is_silent(given):
     assert advise(figures(**given)) == []
+
+
+def test_what_is_set_already_is_not_advised():
+    (said,) = advise(figures(pull={"loss": 0.05, "feature_loss": 0.95}, balanced=True))
+    assert "distill_balance" not in said
 
 
 def test_paired_z():

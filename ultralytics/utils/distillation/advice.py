@@ -34,7 +34,8 @@ class Figures:
         curve (Sequence[float]): Top-1 accuracy per epoch, 0 to 1.
         pull (dict[str, float]): Share of each weighted loss in the pull on the student, empty if not measured.
         entropy (float | None): Normalized entropy of the teacher's answers at `temperature`, None without answers.
-        temperature (float): The response loss's, None if that is off.
+        temperature (float | None): The response loss's, None if that is off.
+        balanced (bool): Whether the losses were balanced by their gradients.
     """
 
     labels: Tensor
@@ -44,6 +45,7 @@ class Figures:
     pull: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
     temperature: float | None = None
+    balanced: bool = False
 
     def top1(self, who: str) -> float:
         """Return a network's accuracy, 0 to 1."""
@@ -64,7 +66,7 @@ def advise(figures: Figures) -> list[str]:
 def _teacher_is_no_better(f: Figures) -> str | None:
     """A teacher that is not better has nothing to teach."""
     for other in ("baseline", "student"):
-        if {"teacher", other} <= f.right.keys() and f.top1("teacher") <= f.top1(other):
+        if {"teacher", other} <= f.right.keys() and f.top1("teacher") <= f.top1(other) < 1:
             who = "a plain student" if other == "baseline" else "the student"
             return (
                 f"The teacher names {f.top1('teacher'):.1%} of the validation images correctly and {who} "
@@ -95,9 +97,8 @@ def _one_loss_dominates(f: Figures) -> str | None:
         return None
     method = "response_method" if name.startswith("response") else "feature_method"
     setting = f"`{ARGUMENTS[name]}`" if name in ARGUMENTS else f"its share in `{method}`"
-    return (
-        f"`{name}` makes {f.pull[name]:.0%} of the gradient where all losses meet. Lower {setting}, or set "
-        f"`distill_balance=auto`."
+    return f"`{name}` makes {f.pull[name]:.0%} of the gradient where all losses meet. Lower {setting}" + (
+        "." if f.balanced else ", or set `distill_balance=auto`."
     )
 
 
@@ -139,7 +140,7 @@ def _classes_are_harmed(f: Figures) -> str | None:
 def _still_rising(f: Figures) -> str | None:
     """What has not levelled off was stopped too early."""
     part = len(f.curve) // 5
-    if not part:
+    if not part or np.isnan(f.curve).any():
         return None
     last, earlier = (100 * np.mean(x) for x in (f.curve[-part:], f.curve[-2 * part : -part]))
     if last - earlier < RISING or int(np.argmax(f.curve)) < len(f.curve) - part:

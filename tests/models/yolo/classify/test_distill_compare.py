@@ -48,6 +48,9 @@ def settings(overrides):
         ({"seeds": [3, 3]}, ValueError, "Give two seeds or more"),
         ({"seeds": "3"}, TypeError, "must be int or a list of int"),
         ({"seeds": True}, TypeError, "must be int or a list of int"),
+        ({"seeds": [-1, 2]}, TypeError, "each 0 or greater"),
+        ({"save_dir": "here"}, ValueError, "leave out 'save_dir'"),
+        ({"teacher": None}, ValueError, "teacher"),
         ({"seed": 1}, ValueError, "leave out 'seed'"),
         ({"temperature": 0}, ValueError, "'temperature=0'"),
         ({"temperatur": 2}, SyntaxError, "temperatur"),
@@ -80,10 +83,10 @@ def test_compares_with_the_same_seeds_and_goes_on_where_it_stopped(settings, mon
     monkeypatch.setattr(distill_compare, "train_student", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare(settings)
-    assert begun == ["distilled_3", "plain_3", "distilled_5"]
+    assert begun == ["plain_3", "distilled_3", "plain_5", "distilled_5"]
     monkeypatch.setattr(distill_compare, "train_student", lambda *args: begun.append(args[1]) or real(*args))
     folder = compare(settings)
-    assert begun[3:] == ["distilled_5", "plain_5"]
+    assert begun[4:] == ["distilled_5"]
     assert folder == Path(settings["project"]) / "compare"
     report = json.loads((folder / "compare.json").read_text())
     for variant in ("plain", "distilled"):

@@ -18,7 +18,15 @@ from helpers import DISTILLATION_LOSSES, TRAINING, train
 from ultralytics import YOLO
 from ultralytics.data import ClassificationDataset
 from ultralytics.models.yolo.classify import ClassificationTrainer, distill_train
-from ultralytics.models.yolo.classify.distill_report import _losses, check_baseline, find_baseline, without_folders
+from ultralytics.models.yolo.classify.distill_charts import Example, draw_classes, draw_examples
+from ultralytics.models.yolo.classify.distill_report import (
+    _losses,
+    check_baseline,
+    find_baseline,
+    read_curve,
+    without_folders,
+)
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, YAML
 
 CHARTS = {"accuracy", "losses", "classes", "calibration", "examples"}
@@ -173,7 +181,8 @@ for (const width of [1280, 390]) {
 @pytest.mark.skipif(not _chromium(), reason="needs Chromium; CI installs it")
 def test_in_a_browser(reported, tmp_path):
     """No errors in the console, all pictures shown, and nothing wider than the window, on a desk and on a phone."""
-    shutil.copy(reported.save_dir / "distillation.html", tmp_path)
+    page = (reported.save_dir / "distillation.html").read_text()
+    (tmp_path / "distillation.html").write_text(page.replace("Distillation: distilled</h1>", f"{'long' * 99}</h1>"))
     (tmp_path / "frames.html").write_text(FRAMES)
     (tmp_path / "wrong.html").write_text("<script>nowhere()</script>")
     text, console = browse(tmp_path, "frames.html", tmp_path)
@@ -240,41 +249,118 @@ def test_a_report_that_fails_takes_nothing_away(overrides, monkeypatch):
     assert YOLO(trainer.best).model is not None
 
 
-def make_run(folder, **arguments):
-    """Write what the report reads of a run."""
-    (folder / "weights").mkdir(parents=True)
-    (folder / "weights" / "best.pt").touch()
-    (folder / "results.csv").touch()
-    YAML.save(folder / "args.yaml", {"model": "a.yaml", "seed": 0, "epochs": 3, "name": folder.name, **arguments})
-    return folder
+@pytest.fixture
+def beside(reported, tmp_path):
+    """Return a function that puts a copy of the plain run, changed, beside the distilled one."""
+    distilled = tmp_path / "distilled"
+    distilled.mkdir()
+    shutil.copy(reported.save_dir / "args.yaml", distilled)
+
+    def put(name="other", **arguments):
+        folder = shutil.copytree(reported.save_dir.parent / "plain", tmp_path / name)
+        YAML.save(folder / "args.yaml", {**YAML.load(folder / "args.yaml"), **arguments})
+        return distilled, folder
+
+    return put
+
+
+DIGITS = [str(c) for c in range(10)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
         ({}, True),
-        ({"device": "cpu", "plots": False}, True),
+        ({"device": "0", "plots": True}, True),
         ({"seed": 1}, False),
         ({"epochs": 4}, False),
+        ({"imgsz": 64}, False),
         ({"teacher": "x.pt"}, False),
     ],
 )
-def test_a_baseline_is_found(arguments, found, tmp_path):
-    run = make_run(tmp_path / "distilled", teacher="y.pt", temperature=4.0)
-    other = make_run(tmp_path / "other", **arguments)
-    assert find_baseline(run) == (other if found else None)
+def test_a_baseline_is_found(arguments, found, beside):
+    run, other = beside(**arguments)
+    assert find_baseline(run, DIGITS, 32) == (other if found else None)
 
 
-def test_an_unfinished_run_is_no_baseline(tmp_path):
-    run = make_run(tmp_path / "distilled", teacher="y.pt")
-    (make_run(tmp_path / "other") / "weights" / "best.pt").unlink()
-    assert find_baseline(run) is None
-    with pytest.raises(FileNotFoundError, match="not the folder of a finished run"):
-        check_baseline(tmp_path / "other")
+@pytest.mark.parametrize("fault", ["no results", "bad arguments", "no mapping", "bad weights"])
+def test_what_cannot_be_read_is_no_baseline(fault, beside):
+    run, other = beside()
+    _, good = beside("good")
+    if fault == "no results":
+        (other / "results.csv").unlink()
+    elif fault == "bad weights":
+        (other / "weights" / "best.pt").write_bytes(b"PK")
+    else:
+        (other / "args.yaml").write_text("a: [" if fault == "bad arguments" else "- a")
+    assert find_baseline(run, DIGITS, 32) == good
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"names": DIGITS[:9]}, "has other classes"),
+        ({"imgsz": 64}, "was trained at imgsz=32, not 64"),
+        ({"teacher": "x.pt"}, "was trained with a teacher"),
+        ({"epoch": 1}, "is not finished"),
+    ],
+)
+def test_what_cannot_be_compared_is_no_baseline(given, words, beside):
+    _, other = beside(**{k: v for k, v in given.items() if k == "teacher"})
+    if "epoch" in given:
+        best = other / "weights" / "best.pt"
+        torch.save({**torch.load(best, weights_only=False), "epoch": 1}, best)
+    with pytest.raises(ValueError, match=words):
+        check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32))
+
+
+def test_names_that_are_formulas_and_long_names_are_drawn(tmp_path):
+    rows = [{"name": r"$\frac{$", "student": 0.5}, {"name": "x" * 300, "student": 0.2}]
+    draw_classes(rows, ["student"]).savefig(tmp_path / "classes.png")
+    example = Example(np.zeros((8, 8, 3)), "$_$", {"student": "$5_$", "teacher": "y" * 99}, [])
+    draw_examples([example], []).savefig(tmp_path / "examples.png")
+
+
+def test_epochs_that_were_not_validated_are_no_measurements(overrides):
+    trainer = train({**overrides, "val": False, "epochs": 3, "fraction": 0.2, "plots": True})
+    curve = read_curve(trainer.save_dir)
+    assert np.isnan(curve).tolist() == [True, True, False]
+    assert not any("rose" in x for x in json.loads((trainer.save_dir / "distillation.json").read_text())["findings"])
+
+
+def test_a_run_of_which_only_the_end_is_left_has_one(overrides):
+    """Its losses, schedule and balance are those of the run that was stopped."""
+    settings = {**overrides, "plots": True, "fraction": 0.2, "temperature_end": 2, "distill_balance": "auto"}
+
+    class Interrupted(DistillationClassificationTrainer):
+        def final_eval(self):
+            raise KeyboardInterrupt
+
+    whole = train({**settings, "name": "whole", "epochs": 2})
+    stopped = Interrupted(overrides={**settings, "name": "stopped", "epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = train({"resume": str(stopped.last)})
+    a, b = (json.loads((x.save_dir / "distillation.json").read_text()) for x in (whole, resumed))
+    assert a["entropy"] == pytest.approx(b["entropy"], rel=1e-4)
+    assert a["networks"]["student"]["top1"] == b["networks"]["student"]["top1"]
+    assert a["pull"].keys() == b["pull"].keys()
+    assert resumed.distillation_loss.temperature == 2
+    raw, weighted = _losses(resumed)
+    assert len(raw["feature_loss"]) == 2
+    assert weighted["feature_loss"][1] != pytest.approx(0.7 * raw["feature_loss"][1], rel=0.05)  # it was balanced
+
+
+def test_an_earlier_report_is_not_left_in_the_folder(overrides):
+    settings = {**overrides, "fraction": 0.2, "name": "again", "exist_ok": True}
+    folder = train({**settings, "plots": True}).save_dir
+    assert (folder / "distillation.html").exists()
+    train(settings)
+    assert not list(folder.glob("distillation*"))
 
 
 def test_a_wrong_baseline_is_refused_before_any_file(overrides):
-    with pytest.raises(FileNotFoundError, match="baseline=nowhere"):
+    with pytest.raises(FileNotFoundError, match="'baseline=nowhere' is not a run's folder"):
         train({**overrides, "baseline": "nowhere"})
     assert not Path(overrides["project"]).exists()
 

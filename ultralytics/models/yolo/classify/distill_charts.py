@@ -135,4 +135,5 @@ def _epochs(values: Sequence[float]) -> range:
 
 
 def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Return a name cut short, and no formula, which matplotlib reads between dollars."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")

@@ -8,8 +8,10 @@ import os
 import pickle
 import platform
 import re
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,13 @@ def compare(settings: dict[str, Any]) -> Path:
     """
     settings = dict(settings)
     seeds = _seeds(settings.pop("seeds", 3))
-    if given := settings.keys() & {"seed", "resume", "exist_ok"}:
+    if given := settings.keys() & {"seed", "resume", "exist_ok", "save_dir"}:
         raise ValueError(f"A comparison has 'seeds=', i.e. 'seeds=3', and goes on by itself: leave out '{min(given)}'.")
     project, name = settings.pop("project", None), settings.pop("name", "compare")
     distillation, training = DistillationArgs.split(settings)
-    args = DistillationArgs(**distillation)  # mistakes end here, before the first run
-    get_cfg(overrides=training)
+    args = DistillationArgs(**distillation)
+    with tempfile.TemporaryDirectory() as elsewhere:  # mistakes end here, before the first run
+        DistillationClassificationTrainer(overrides={**training, **distillation, "project": elsewhere})
     setting = {"training": training, "distillation": {**distillation, "teacher": str(args.teacher)}}
     if args.teacher != "self":
         setting["teacher_hash"] = TeacherEnsemble([Teacher(**given) for given in args.per_teacher()]).content_hash
@@ -64,7 +67,7 @@ def compare(settings: dict[str, Any]) -> Path:
     first = get_save_dir(IterableSimpleNamespace(project=project, name=name, task="classify", exist_ok=True))
     folder, report = _begun(first, setting) or (Path(increment_path(first, mkdir=True)), {"setting": setting})
     LOGGER.info(f"Comparing {len(seeds)} seeds in {folder}")
-    variants = {"distilled": distillation, "plain": None}  # the distilled first, as it has more to refuse
+    variants = {"plain": None, "distilled": distillation}  # the plain first, as the others' reports compare with it
     train_students(variants, {**training, "project": str(folder), "exist_ok": True}, seeds, report, folder / REPORT)
     text = f"{table(report['summary'])}\n\n{_verdict(report['summary']['distilled'])}"
     (folder / "compare.md").write_text(text + "\n", encoding="utf-8")
@@ -76,8 +79,8 @@ def compare(settings: dict[str, Any]) -> Path:
 def _seeds(given: Any) -> list[int]:
     """Return the seeds that a number or a list of them stands for, at least two, as one has no interval."""
     seeds = list(range(given)) if type(given) is int else given
-    if not isinstance(seeds, (list, tuple)) or any(type(seed) is not int for seed in seeds):
-        raise TypeError(f"'seeds={given}' is of invalid type {type(given).__name__}. It must be int or a list of int.")
+    if not isinstance(seeds, (list, tuple)) or any(type(x) is not int or x < 0 for x in seeds):
+        raise TypeError(f"'seeds={given}' is invalid. It must be int or a list of int, each 0 or greater.")
     if len(set(seeds)) < 2:
         raise ValueError(f"'seeds={given}' is an invalid value. Give two seeds or more, as one is luck.")
     return list(dict.fromkeys(seeds))
@@ -86,9 +89,10 @@ def _seeds(given: Any) -> list[int]:
 def _begun(first: Path, setting: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """Return the folder and the report of a comparison with the same settings, or None."""
     for file in sorted(first.parent.glob(f"{first.name}*/{REPORT}")):
-        report = json.loads(file.read_text(encoding="utf-8"))
-        if report["setting"] == setting:
-            return file.parent, report
+        with suppress(json.JSONDecodeError, KeyError, TypeError):  # of something else
+            report = json.loads(file.read_text(encoding="utf-8"))
+            if report["setting"] == setting:
+                return file.parent, report
     return None
 
 
@@ -120,7 +124,7 @@ def train_students(
             name = f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}"
             row = train_student(overrides, name, lambda trainer: bar.update(1))
             for key, value in (("top1", 100 * row["top1"]), ("curves", row["curve"]), ("seconds", row["seconds"])):
-                if not np.isnan(value).any():
+                if key != "seconds" or not np.isnan(value):
                     report.setdefault(key, {}).setdefault(variant, {})[seed] = value
             report["summary"] = summarise(report["top1"])
             _save(report, output)

@@ -7,6 +7,8 @@ import base64
 import csv
 import io
 import json
+import math
+import pickle
 import re
 import statistics
 import time
@@ -20,8 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 import numpy as np
 import torch
+import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
+from ultralytics.cfg.distillation import as_list
 from ultralytics.models.yolo.classify.distill_charts import (
     Example,
     draw_accuracy,
@@ -32,10 +36,11 @@ from ultralytics.models.yolo.classify.distill_charts import (
 )
 from ultralytics.nn.class_names import read_names
 from ultralytics.nn.taps import FeatureTaps
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.distillation.advice import Figures, advise
 from ultralytics.utils.distillation.metrics import agreement, calibration, divergence, normalized_entropy
+from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 if TYPE_CHECKING:
@@ -61,7 +66,7 @@ class _Network:
         source (str): File or name.
         answer (Callable): Gives logits of shape (B, K) for (B, C, H, W) images.
         modules (list[torch.nn.Module]): What its parameters are counted in.
-        imgsz (int): Side of the images that it takes.
+        sizes (list[int]): Side of the images that each of these takes.
         classes (list[int]): The dataset's classes that the columns stand for.
         curve (list[float]): Top-1 accuracy per epoch, empty of a teacher.
     """
@@ -69,7 +74,7 @@ class _Network:
     source: str
     answer: Callable[[Tensor], Tensor]
     modules: list[torch.nn.Module]
-    imgsz: int
+    sizes: list[int]
     classes: list[int]
     curve: list[float] = field(default_factory=list)
 
@@ -90,17 +95,41 @@ class _Images(NamedTuple):
     named: dict[str, Tensor]
 
 
-def check_baseline(folder: str | Path) -> Path:
-    """Return the best checkpoint of a plain run.
+def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int) -> Path:
+    """Return the best checkpoint of a finished plain run that a run can be compared with.
+
+    Args:
+        folder (str | Path): The plain run's folder.
+        names (Sequence[str]): The class names that it must have.
+        imgsz (int): The side of the images that it must have been trained at.
 
     Raises:
-        FileNotFoundError: If the folder is not one of a finished run.
+        FileNotFoundError: If the folder is not one of a run.
+        ValueError: If the run is not finished, had a teacher, or has other classes or images.
     """
-    best = Path(folder) / "weights" / "best.pt"
-    if not best.exists() or not (Path(folder) / "results.csv").exists():
+    folder = Path(folder)
+    best, arguments = folder / "weights" / "best.pt", folder / "args.yaml"
+    if not (best.exists() and arguments.exists() and (folder / "results.csv").exists()):
         raise FileNotFoundError(
-            f"'baseline={folder}' is not the folder of a finished run: it has no 'results.csv' or 'weights/best.pt'. "
+            f"'baseline={folder}' is not a run's folder: it lacks 'args.yaml', 'results.csv' or 'weights/best.pt'. "
             f"Give one that 'use_distillation=False' has trained, i.e. 'baseline=runs/classify/train'."
+        )
+    arguments = YAML.load(arguments)
+    try:
+        ckpt = torch_load(best, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise ValueError(f"'baseline={folder}' has a 'weights/best.pt' that cannot be read: {e}") from e
+    model = ckpt.get("model") or ckpt.get("ema")
+    faults = {
+        "is no classifier": not isinstance(model, ClassificationModel),
+        "was trained with a teacher": "teacher" in arguments,
+        "is not finished": ckpt.get("epoch") != -1,
+        "has other classes": list(getattr(model, "names", {}).values()) != list(names),
+        f"was trained at imgsz={arguments.get('imgsz')}, not {imgsz}": arguments.get("imgsz") != imgsz,
+    }
+    if fault := next((fault for fault, found in faults.items() if found), None):
+        raise ValueError(
+            f"'baseline={folder}' {fault}. Give a run that 'use_distillation=False' has trained on the same data."
         )
     return best
 
@@ -111,19 +140,21 @@ def without_folders(source: Any) -> str:
 
 
 def read_curve(run: Path) -> list[float]:
-    """Return the top-1 accuracy of each epoch of a run, 0 to 1."""
+    """Return the top-1 accuracy of each epoch of a run, 0 to 1; NaN where it was not measured."""
     with (run / "results.csv").open(encoding="utf-8") as file:
-        return [float(row["metrics/accuracy_top1"]) for row in csv.DictReader(file, skipinitialspace=True)]
+        curve = [float(row["metrics/accuracy_top1"]) for row in csv.DictReader(file, skipinitialspace=True)]
+    if YAML.load(run / "args.yaml").get("val") is False:
+        curve[:-1] = [math.nan] * (len(curve) - 1)
+    return curve
 
 
-def find_baseline(run: Path) -> Path | None:
+def find_baseline(run: Path, names: Sequence[str], imgsz: int) -> Path | None:
     """Return the newest plain run beside a run that was trained with the same arguments, seed included, or None."""
-    own = _plain_arguments(run)
-    found = []
+    own, found = _plain_arguments(run), []
     for file in run.parent.glob("*/args.yaml"):
-        best = file.with_name("weights") / "best.pt"
-        if best.exists() and "teacher" not in YAML.load(file) and _plain_arguments(file.parent) == own:
-            found.append(best)
+        with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # unreadable ones
+            if _plain_arguments(file.parent) == own:
+                found.append(check_baseline(file.parent, names, imgsz))
     newest = max(found, key=lambda best: best.stat().st_mtime, default=None)
     return newest and newest.parents[1]
 
@@ -154,8 +185,10 @@ def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, flo
     }
     figures = _figures(trainer, networks, images, pull)
     classes = _per_class(figures)
+    partial = "teacher" in networks and len(networks["teacher"].classes) < len(trainer.data["names"])
     summary = {
         "images": len(images.labels),
+        "known_to_teacher_only": partial,
         "networks": {who: _describe(network, trainer) for who, network in networks.items()},
         "pull": pull,
         "entropy": figures.entropy,
@@ -165,7 +198,7 @@ def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, flo
     }
     for who, row in summary["networks"].items():
         row |= {"top1": figures.top1(who), "calibration_error": calibrations[who].error}
-    top1 = figures.top1("teacher") if "teacher" in networks else None
+    top1 = figures.top1("teacher") if "teacher" in networks and not partial else None
     charts = {
         "accuracy": draw_accuracy({who: n.curve for who, n in networks.items() if n.curve}, top1),
         "losses": draw_losses(*_losses(trainer)),
@@ -181,7 +214,9 @@ def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, flo
         charts["examples"] = draw_examples(
             _examples(trainer, networks["student"], images, most), [level.stride for level, _ in trainer.levels]
         )
-    arguments = {k: v for k, v in vars(trainer.distillation).items() if v is not None}
+    arguments = {k: getattr(trainer.args, k) for k in vars(trainer.distillation)}
+    arguments["teacher"] = ", ".join(without_folders(source) for source in as_list(arguments["teacher"]))
+    arguments = {k: v for k, v in arguments.items() if v is not None}
     with trainer._whole_files(trainer.save_dir) as folder:
         pictures = {name: _save(chart, folder / f"distillation_{name}.png") for name, chart in charts.items()}
         (folder / "distillation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -219,7 +254,7 @@ def _networks(trainer: DistillationClassificationTrainer) -> dict[str, _Network]
     def checkpoint(file: Path, name: str) -> _Network:
         model = load_checkpoint(file, device=trainer.device)[0].float().eval()
         curve = read_curve(file.parents[1])
-        return _Network(name, lambda images: model(images)[1], [model], imgsz, everything, curve)
+        return _Network(name, lambda images: model(images)[1], [model], [imgsz], everything, curve)
 
     networks = {"student": checkpoint(trainer.best, without_folders(trainer.args.model))}
     ensemble = trainer.teacher
@@ -231,12 +266,11 @@ def _networks(trainer: DistillationClassificationTrainer) -> dict[str, _Network]
         sizes = [member.imgsz or imgsz for member in ensemble.members]
         modules = [member.model for member in ensemble.members]
         source = ", ".join(without_folders(member.source) for member in ensemble.members)
-        networks["teacher"] = _Network(
-            source, lambda images: ensemble(images)[0], modules, max(sizes), ensemble.classes
-        )
-    folder = trainer.distillation.baseline or find_baseline(trainer.save_dir)
+        networks["teacher"] = _Network(source, lambda images: ensemble(images)[0], modules, sizes, ensemble.classes)
+    names = read_names(trainer.data["names"])
+    folder = trainer.distillation.baseline or find_baseline(trainer.save_dir, names, imgsz)
     if folder:
-        networks["baseline"] = checkpoint(check_baseline(folder), Path(folder).name)
+        networks["baseline"] = checkpoint(check_baseline(folder, names, imgsz), Path(folder).name)
     return networks
 
 
@@ -270,15 +304,16 @@ def _figures(
 ) -> Figures:
     """Return what advice is drawn from."""
     temperature = trainer.distillation_loss.temperature if trainer._tempered else None
-    softened = "teacher" in networks and temperature is not None
+    softened = "teacher" in networks and temperature is not None and images.logits["teacher"].shape[1] > 1
     return Figures(
         images.labels,
-        trainer.data["names"],
+        [name.replace("`", "'") for name in read_names(trainer.data["names"])],
         {who: answer == images.labels for who, answer in images.named.items()},
         networks["student"].curve,
         pull,
         normalized_entropy(images.logits["teacher"], temperature) if softened else None,
         temperature,
+        trainer.distillation.distill_balance is not None,
     )
 
 
@@ -287,8 +322,8 @@ def _describe(network: _Network, trainer: DistillationClassificationTrainer) -> 
     image = trainer.test_loader.dataset[0]["img"][None].to(trainer.device).float()
     return {
         "source": network.source,
-        "parameters": sum(map(get_num_params, network.modules)),
-        "gflops": sum(get_flops(module, network.imgsz) for module in network.modules),
+        "parameters": sum(map(get_num_params, network.modules)) or None,  # an exported file does not say
+        "gflops": sum(map(get_flops, network.modules, network.sizes)) or None,
         "milliseconds": _milliseconds(network.answer, image),
     }
 
@@ -315,13 +350,13 @@ def _compared(networks: Iterable[str]) -> str | None:
 
 
 def _per_class(figures: Figures) -> list[dict[str, Any]]:
-    """Return each network's accuracy on each class, those first on which the student differs most from the other."""
+    """Return each network's accuracy on each class, those first on which the student differs most, or is worst."""
     rows, other = [], _compared(figures.right)
     for c in figures.labels.unique().tolist():
         chosen = figures.labels == c
         accuracy = {who: right[chosen].double().mean().item() for who, right in figures.right.items()}
         rows.append({"name": figures.names[c], "images": int(chosen.sum()), **accuracy})
-    return sorted(rows, key=lambda row: -abs(row["student"] - row.get(other, 0)))
+    return sorted(rows, key=lambda row: -abs(row["student"] - row[other]) if other else row["student"])
 
 
 def _confusions(figures: Figures, named: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -347,10 +382,16 @@ def _confusions(figures: Figures, named: dict[str, Tensor]) -> list[dict[str, An
 
 def _losses(trainer: DistillationClassificationTrainer) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the losses of every epoch, as they were and as they were weighted."""
-    loss, args, rows = trainer.distillation_loss, trainer.distillation, trainer.read_results_csv()
-    raw = {name: np.array(rows[f"train/{name}"], dtype=float) for name in trainer.loss_names}
-    alpha = np.array(rows["distill/alpha"], dtype=float)
-    return raw, {k: (alpha * loss.weights[k] if k in loss.weights else args.distill_beta) * v for k, v in raw.items()}
+    loss, beta = trainer.distillation_loss, trainer.distillation.distill_beta
+    rows = {k: np.array(v, dtype=float) for k, v in trainer.read_results_csv().items()}
+    raw = {k.removeprefix("train/"): v for k, v in rows.items() if k.startswith("train/")}
+    weighted = {}
+    for name, values in raw.items():
+        factor = rows.get(f"distill/{name}_factor", 1.0)  # with `distill_balance`
+        weighted[name] = values * (
+            rows["distill/alpha"] * loss.weights[name] * factor if name in loss.weights else beta
+        )
+    return raw, weighted
 
 
 def _examples(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import islice
@@ -123,8 +124,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 f"The teacher would be silent in all of 'epochs={self.args.epochs}', with 'self_distill_start={start}' "
                 f"and 'close_distill={close}'. Lower these, or train longer."
             )
-        if self.distillation.baseline is not None:
-            check_baseline(self.distillation.baseline)
         self._check_methods()
         members = None if self.self_distillation else self._open_teachers()
         self._imgsz = check_imgsz(self.args.imgsz, stride=32, floor=32, max_dim=1)  # as upstream finds it later
@@ -134,6 +133,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self.distillation.distill_beta == 0 and members is not None:
             self._take_classes_of(members[0])
         names = read_names(data["names"])
+        if self.distillation.baseline is not None:
+            check_baseline(self.distillation.baseline, names, self._imgsz)
         if members is None:  # the EMA takes its place once there is one
             members = [Teacher(Source("self", torch.nn.Identity(), names, data["channels"]))]
         self.teacher = TeacherEnsemble(members, self.distillation.teacher_weights, self.distillation.temperature)
@@ -389,6 +390,9 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def _setup_train(self):
         """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
         super()._setup_train()
+        if RANK in {-1, 0} and not self.resume:
+            for file in self.save_dir.glob("distillation*"):  # of an earlier run in this folder
+                file.unlink()
         if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self._attach()
@@ -410,8 +414,13 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self._cached is not None:
             self._log([self._cached.report])
         self._detach()
-        reported = self.distillation_loss is not None and self.args.plots and RANK in {-1, 0}
+        reported = self.distillation_loss is not None and self.args.plots and RANK in {-1, 0} and self.best.exists()
         pull = {}
+        if self.distillation_loss is not None:  # also of a run of which only this is left
+            self._place_teacher()
+            self._schedule()
+            if self._balance is not None and self._resumed is not None:
+                self._balance.load_state_dict(self._resumed["balance"])
         if reported and RANK == -1:
             with self._surviving("measure the losses' gradients"):
                 pull = self._measure_pull()
@@ -427,17 +436,19 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Return the share of each weighted loss in the gradient where all of them meet, over some training batches."""
         student, loss = copy.deepcopy((unwrap_model(self.model), self.distillation_loss))
         taps = FeatureTaps(student.train(), [level for level, _ in self.levels])
-        norms = GradientBalance(every=1)
-        criterion = replace(self._criterion(student, taps), loss=loss, balance=norms)
+        norms: Counter[str] = Counter()
         for batch in islice(self.train_loader, batches):
+            measured = GradientBalance()
+            criterion = replace(self._criterion(student, taps), loss=loss, balance=measured)
             with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
                 batch = self.preprocess_batch(batch)
                 criterion(student(batch["img"]), {**batch, "teacher": self._ask(batch)})
+            norms.update({k: float(norm) for k, norm in measured.norms.items()})
         taps.remove()
         args = self.distillation
         factors = self._balance.factors if self._balance else {}
         weights = {k: args.distill_alpha * w * factors.get(k, 1.0) for k, w in loss.weights.items()}
-        pull = {k: float(norm * {"loss": args.distill_beta, **weights}[k]) for k, norm in norms.norms.items()}
+        pull = {k: float(norm * {"loss": args.distill_beta, **weights}[k]) for k, norm in norms.items()}
         total = sum(pull.values())
         return {k: value / total for k, value in pull.items()} if total else {}
 
@@ -501,15 +512,9 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Begin an epoch, with its views."""
         super()._model_train()
         args = self.distillation
-        schedule = args.distill_schedule
-        self._share = scheduled_share(self.epoch, self.epochs, schedule, args.distill_warmup, args.close_distill)
+        self._schedule()
         if self.distillation_loss is not None:
             unwrap_model(self.model).criterion.alpha = args.distill_alpha * self._share
-            self.distillation_loss.temperature = scheduled_temperature(
-                self.epoch, self.epochs, args.temperature, args.temperature_end, schedule
-            )
-            if self._cached is None:  # which keeps the average that it was told first
-                self.teacher.temperature = self.distillation_loss.temperature
         if self._taps is not None and args.teacher_compile:
             self.teacher.compile(
                 args.teacher_compile, (self.train_loader.batch_size, self.data["channels"], self._imgsz, self._imgsz)
@@ -522,11 +527,26 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                     loader.sampler.set_epoch(self.epoch)
                 loader.reset()
 
+    def _schedule(self) -> None:
+        """Set the share of `distill_alpha` and the temperature of the epoch."""
+        args = self.distillation
+        schedule = args.distill_schedule
+        self._share = scheduled_share(self.epoch, self.epochs, schedule, args.distill_warmup, args.close_distill)
+        if self.distillation_loss is not None:
+            self.distillation_loss.temperature = scheduled_temperature(
+                self.epoch, self.epochs, args.temperature, args.temperature_end, schedule
+            )
+            if self._cached is None:  # which keeps the average that it was told first
+                self.teacher.temperature = self.distillation_loss.temperature
+
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write a row of results.csv, with the weight and the temperature that were in force."""
+        """Write a row of results.csv, with the weight, the temperature and the balance that were in force."""
         if self.distillation_loss is not None:
             alpha = 0.0 if self._silent else self.distillation.distill_alpha * self._share
             metrics = {**metrics, "distill/alpha": alpha, "distill/temperature": self.distillation_loss.temperature}
+            if self._balance is not None:
+                factors = self._balance.factors
+                metrics |= {f"distill/{k}_factor": float(factors.get(k, 0.0)) for k in self.distillation_loss.weights}
         super().save_metrics(metrics)
 
     def _state(self) -> dict[str, Any]:
