@@ -344,7 +344,7 @@ def test_a_run_of_which_only_the_end_is_left_has_one(overrides):
     a, b = (json.loads((x.save_dir / "distillation.json").read_text()) for x in (whole, resumed))
     assert a["entropy"] == pytest.approx(b["entropy"], rel=1e-4)
     assert a["networks"]["student"]["top1"] == b["networks"]["student"]["top1"]
-    assert a["pull"].keys() == b["pull"].keys()
+    assert a["pull"] == pytest.approx(b["pull"], abs=0.1)  # of other views of the images
     assert resumed.distillation_loss.temperature == 2
     raw, weighted = _losses(resumed)
     assert len(raw["feature_loss"]) == 2
