@@ -1,16 +1,19 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""Datasets around a dataset, which they are for anyone who asks for something else; and one that names a bad image."""
+"""Datasets around a dataset, one of which names a bad image; and a look at some of a dataset's images."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import cv2
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from ultralytics.data import ClassificationDataset
 from ultralytics.utils import LOGGER
 
-__all__ = ("ReadableDataset", "WrappedDataset")
+__all__ = ("ReadableDataset", "WrappedDataset", "spaced_batches")
 
 
 class WrappedDataset(Dataset):
@@ -65,3 +68,28 @@ class ReadableDataset(WrappedDataset):
             raise OSError(
                 f"'{file}' cannot be read as an image. Save it anew, or remove it, and go on with 'resume'."
             ) from e
+
+
+def spaced_batches(
+    dataset: Dataset, classes: Collection[int], limit: int | None = None, batch: int = 64
+) -> Iterator[tuple[list[int], Tensor, list[int]]]:
+    """Yield evenly spaced images of a dataset, as far as they are of some classes, without a loader's random stream.
+
+    Args:
+        dataset (Dataset): Gives dicts of `img`, a (channels, H, W) image, and `cls`, its class index.
+        classes (Collection[int]): The classes.
+        limit (int, optional): Most images to look at; None for all.
+        batch (int): Images to look at for each batch.
+
+    Yields:
+        index (list[int]): Places of at least one image in the dataset, B of them.
+        images (Tensor): Images of shape (B, channels, H, W), float32.
+        labels (list[int]): Their classes.
+    """
+    count = min(len(dataset), limit or len(dataset))
+    for part in torch.linspace(0, len(dataset) - 1, count).round().long().split(batch):
+        samples = [(i, dataset[i]) for i in part.tolist()]
+        samples = [(i, sample) for i, sample in samples if int(sample["cls"]) in classes]
+        if samples:
+            images = torch.stack([sample["img"] for _, sample in samples]).float()
+            yield [i for i, _ in samples], images, [int(sample["cls"]) for _, sample in samples]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from ultralytics.data.wrapped import spaced_batches
 from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels
 from ultralytics.nn.tasks import ClassificationModel
@@ -334,17 +335,11 @@ class TeacherEnsemble:
             logits (list[Tensor]): Each member's, (N, len(classes)) in float32 on the CPU.
             labels (Tensor): The images' classes as columns of the logits, (N,).
         """
-        count = min(len(dataset), limit or len(dataset))
-        chosen = torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
         logits, labels = [[] for _ in self.members], []
-        for start in range(0, count, batch):
-            samples = [dataset[i] for i in chosen[start : start + batch]]
-            samples = [sample for sample in samples if sample["cls"] in self.classes]
-            if samples:
-                images = torch.stack([sample["img"] for sample in samples]).to(self.device).float()
-                for kept, answer in zip(logits, self.answers(images)[0], strict=True):
-                    kept.append(answer.float().cpu())
-                labels += [self.classes.index(sample["cls"]) for sample in samples]
+        for _, images, classes in spaced_batches(dataset, self.classes, limit, batch):
+            for kept, answer in zip(logits, self.answers(images.to(self.device))[0], strict=True):
+                kept.append(answer.float().cpu())
+            labels += [self.classes.index(c) for c in classes]
         empty = torch.zeros(0, len(self.classes))
         return [torch.cat([empty, *kept]) for kept in logits], torch.tensor(labels, dtype=torch.long)
 

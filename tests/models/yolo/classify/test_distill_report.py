@@ -355,8 +355,9 @@ def test_an_earlier_report_is_not_left_in_the_folder(overrides):
     settings = {**overrides, "fraction": 0.2, "name": "again", "exist_ok": True}
     folder = train({**settings, "plots": True}).save_dir
     assert (folder / "distillation.html").exists()
+    (folder / "distillation_notes.txt").write_text("mine")
     train(settings)
-    assert not list(folder.glob("distillation*"))
+    assert [file.name for file in folder.glob("distillation*")] == ["distillation_notes.txt"]
 
 
 def test_a_wrong_baseline_is_refused_before_any_file(overrides):

@@ -25,7 +25,6 @@ from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_report import read_curve
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, TQDM, IterableSimpleNamespace
 from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
@@ -59,10 +58,10 @@ def compare(settings: dict[str, Any]) -> Path:
     distillation, training = DistillationArgs.split(settings)
     args = DistillationArgs(**distillation)
     with tempfile.TemporaryDirectory() as elsewhere:  # mistakes end here, before the first run
-        DistillationClassificationTrainer(overrides={**training, **distillation, "project": elsewhere})
+        vetted = DistillationClassificationTrainer(overrides={**training, **distillation, "project": elsewhere})
     setting = {"training": training, "distillation": {**distillation, "teacher": str(args.teacher)}}
     if args.teacher != "self":
-        setting["teacher_hash"] = TeacherEnsemble([Teacher(**given) for given in args.per_teacher()]).content_hash
+        setting["teacher_hash"] = vetted.distillation.teacher_hash
     setting = json.loads(json.dumps(setting, default=str))  # as it is read back
     first = get_save_dir(IterableSimpleNamespace(project=project, name=name, task="classify", exist_ok=True))
     folder, report = _begun(first, setting) or (Path(increment_path(first, mkdir=True)), {"setting": setting})

@@ -26,6 +26,7 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 from ultralytics.cfg.distillation import as_list
+from ultralytics.data.wrapped import spaced_batches
 from ultralytics.models.yolo.classify.distill_charts import (
     Example,
     draw_accuracy,
@@ -46,8 +47,9 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 if TYPE_CHECKING:
     from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 
-__all__ = ("check_baseline", "find_baseline", "read_curve", "without_folders", "write_report")
+__all__ = ("check_baseline", "find_baseline", "read_curve", "remove_report", "without_folders", "write_report")
 
+CHARTS = ("accuracy", "losses", "classes", "calibration", "examples")
 IMAGES = 2000  # of the validation split, evenly spaced
 EXAMPLES = 6  # images shown
 CLASSES, CONFUSIONS = 20, 10  # rows of the tables
@@ -95,8 +97,8 @@ class _Images(NamedTuple):
     named: dict[str, Tensor]
 
 
-def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int) -> Path:
-    """Return the best checkpoint of a finished plain run that a run can be compared with.
+def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int) -> None:
+    """Refuse what is not the folder of a finished plain run that a run can be compared with.
 
     Args:
         folder (str | Path): The plain run's folder.
@@ -131,7 +133,6 @@ def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int) -> Path
         raise ValueError(
             f"'baseline={folder}' {fault}. Give a run that 'use_distillation=False' has trained on the same data."
         )
-    return best
 
 
 def without_folders(source: Any) -> str:
@@ -150,13 +151,14 @@ def read_curve(run: Path) -> list[float]:
 
 def find_baseline(run: Path, names: Sequence[str], imgsz: int) -> Path | None:
     """Return the newest plain run beside a run that was trained with the same arguments, seed included, or None."""
-    own, found = _plain_arguments(run), []
-    for file in run.parent.glob("*/args.yaml"):
+    own = _plain_arguments(run)
+    for best in sorted(run.parent.glob("*/weights/best.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
+        folder = best.parents[1]
         with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # unreadable ones
-            if _plain_arguments(file.parent) == own:
-                found.append(check_baseline(file.parent, names, imgsz))
-    newest = max(found, key=lambda best: best.stat().st_mtime, default=None)
-    return newest and newest.parents[1]
+            if _plain_arguments(folder) == own:
+                check_baseline(folder, names, imgsz)
+                return folder
+    return None
 
 
 def _plain_arguments(run: Path) -> dict[str, Any]:
@@ -225,6 +227,12 @@ def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, flo
     return trainer.save_dir / "distillation.html"
 
 
+def remove_report(run: Path) -> None:
+    """Take away what `write_report` wrote in a run's folder, and nothing else."""
+    for name in ("distillation.html", "distillation.json", *(f"distillation_{chart}.png" for chart in CHARTS)):
+        (run / name).unlink(missing_ok=True)
+
+
 def _save(chart: Figure, file: Path) -> str:
     """Write a chart as PNG and return it as a URL that holds it."""
     buffer = io.BytesIO()
@@ -268,27 +276,22 @@ def _networks(trainer: DistillationClassificationTrainer) -> dict[str, _Network]
         source = ", ".join(without_folders(member.source) for member in ensemble.members)
         networks["teacher"] = _Network(source, lambda images: ensemble(images)[0], modules, sizes, ensemble.classes)
     names = read_names(trainer.data["names"])
-    folder = trainer.distillation.baseline or find_baseline(trainer.save_dir, names, imgsz)
-    if folder:
-        networks["baseline"] = checkpoint(check_baseline(folder, names, imgsz), Path(folder).name)
+    if folder := trainer.distillation.baseline or find_baseline(trainer.save_dir, names, imgsz):
+        networks["baseline"] = checkpoint(Path(folder) / "weights" / "best.pt", Path(folder).name)
     return networks
 
 
 def _answer(trainer: DistillationClassificationTrainer, networks: dict[str, _Network]) -> _Images:
     """Ask all networks about validation images of the classes that all of them know."""
     dataset, known = trainer.test_loader.dataset, set.intersection(*(set(n.classes) for n in networks.values()))
-    count = min(len(dataset), IMAGES)
     kept, labels, logits = [], [], {who: [] for who in networks}
-    for part in torch.linspace(0, len(dataset) - 1, count).round().long().split(64):
-        samples = [(i, dataset[i]) for i in part.tolist()]
-        samples = [(i, sample) for i, sample in samples if int(sample["cls"]) in known]
-        if samples:
-            batch = torch.stack([sample["img"] for _, sample in samples]).to(trainer.device).float()
-            with torch.no_grad():
-                for who, network in networks.items():
-                    logits[who].append(network.answer(batch).float().cpu())
-            kept += [i for i, _ in samples]
-            labels += [int(sample["cls"]) for _, sample in samples]
+    for index, batch, classes in spaced_batches(dataset, known, IMAGES):
+        batch = batch.to(trainer.device)
+        with torch.no_grad():
+            for who, network in networks.items():
+                logits[who].append(network.answer(batch).float().cpu())
+        kept += index
+        labels += classes
     if not kept:
         raise ValueError("no validation image shows a class that the teacher knows")
     logits = {who: torch.cat(parts) for who, parts in logits.items()}

@@ -20,7 +20,7 @@ from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.data.views import RepeatableViews
 from ultralytics.data.wrapped import ReadableDataset
 from ultralytics.models.yolo.classify.distill_criterion import DistillationCriterion, TrainingStep
-from ultralytics.models.yolo.classify.distill_report import check_baseline, without_folders, write_report
+from ultralytics.models.yolo.classify.distill_report import check_baseline, remove_report, without_folders, write_report
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
 from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
@@ -169,20 +169,21 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def _check_methods(self) -> None:
         """Refuse methods that are not known, or that do not go with other arguments."""
         args = self.distillation
-        chosen = choose("feature_method", args.feature_method) if args.uses_feature_method else []
-        for kind, on in (("response", args.response_distill), ("feature", args.uses_feature_method)):
-            value = getattr(args, f"{kind}_method")
-            if not choose(f"{kind}_method", value) and on:
+        on = {"response": args.response_distill, "feature": args.uses_feature_method}
+        chosen = {kind: choose(f"{kind}_method", getattr(args, f"{kind}_method")) for kind in on}
+        for kind in on:
+            if on[kind] and not chosen[kind]:
                 raise ValueError(
-                    f"'{kind}_method={value}' leaves no method with a share above 0. Give one, or set "
-                    f"'{kind}_distill=False'."
+                    f"'{kind}_method={getattr(args, f'{kind}_method')}' leaves no method with a share above 0. Give "
+                    f"one, or set '{kind}_distill=False'."
                 )
         if "temperature" in self._given and args.response_distill and not self._tempered:
             LOGGER.warning(
                 f"'temperature={args.temperature}' has no effect on 'response_method={args.response_method}', which "
                 f"has a temperature of its own, to be given among its hyper-parameters, or none."
             )
-        if self.args.quantize == 8 and args.distill_alpha and any(choice.method.adapter for choice in chosen):
+        adapted = on["feature"] and any(choice.method.adapter for choice in chosen["feature"])
+        if self.args.quantize == 8 and args.distill_alpha and adapted:
             raise ValueError(
                 "'quantize=8' would quantize the adapters of the feature loss with the student. Set "
                 "'feature_distill=False', or train without 'quantize' and quantize on export."
@@ -391,8 +392,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
         super()._setup_train()
         if RANK in {-1, 0} and not self.resume:
-            for file in self.save_dir.glob("distillation*"):  # of an earlier run in this folder
-                file.unlink()
+            remove_report(self.save_dir)  # of an earlier run in this folder
         if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self._attach()
