@@ -136,6 +136,30 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(lambda *x: attention_loss(x, features_t), features_s)
 
 
+@pytest.mark.parametrize("student_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("teacher_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_formats_change_nothing(student_format, teacher_format):
+    """Losses and gradients are those of PyTorch's own functions, and a map's gradient has the map's format."""
+    loss = DistillationLoss([6], [4], response_distill=False)
+    (s,), (t,) = maps((3, 6, 8, 8)), maps((3, 4, 8, 8), seed=1)
+    s = s.to(memory_format=student_format).requires_grad_()
+    logits = torch.zeros(3, 2)
+    total, items = loss(logits, logits, [s], [t.to(memory_format=teacher_format)])
+    adapter = loss.adapters[0]
+    energies = [x.square().mean(1).flatten(1) for x in (s, t)]
+    unit = [e / e.norm(dim=1, keepdim=True) for e in energies]
+    expected = {
+        "feature_loss": nn.functional.mse_loss(adapter(s), t),
+        "attention_loss": (unit[0] - unit[1]).square().sum(1).mean(),
+    }
+    torch.testing.assert_close(items, {k: v.detach() for k, v in expected.items()})
+    reference = sum(loss.weights[k] * v for k, v in expected.items())
+    inputs = [s, *adapter.parameters()]
+    gradients = torch.autograd.grad(total, inputs)
+    torch.testing.assert_close(gradients, torch.autograd.grad(reference, inputs), rtol=1e-4, atol=1e-5)
+    assert gradients[0].is_contiguous(memory_format=student_format)
+
+
 def test_gradient_stays_of_one_size_over_temperatures():
     """The factor tau^2 cancels the 1/tau^2 by which softening shrinks the gradient."""
     norms = []

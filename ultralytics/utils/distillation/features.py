@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import feature_method
 from ultralytics.utils.distillation.responses import correlation, unit
 
-__all__ = ("attention_loss", "convolve", "feature_loss", "pair_maps")
+__all__ = ("attention_loss", "feature_loss", "pair_maps")
 
 
 def pair_maps(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return (student, detached teacher) maps per level, in full precision and of one spatial size.
+    """Return (student, detached teacher) maps per level, in full precision, of one spatial size and memory format.
 
     Raises:
         ValueError: If the lists are empty or differ in length, or a pair differs in batch size.
@@ -39,20 +41,32 @@ def pair_maps(student_features: Sequence[Tensor], teacher_features: Sequence[Ten
                 f"{tuple(student.shape)} and a teacher map of shape {tuple(teacher.shape)}."
             )
         size = tuple(map(min, student.shape[2:], teacher.shape[2:]))
-        pairs.append(
-            tuple(
-                x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)
-                for x in (full_precision(student), full_precision(teacher.detach()))
-            )
+        student, teacher = (
+            x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)
+            for x in (full_precision(student), full_precision(teacher.detach()))
         )
+        last = {"memory_format": torch.channels_last}
+        if teacher.is_contiguous(**last) and not student.is_contiguous(**last):  # two formats are slow to compare
+            student = student.contiguous(**last)
+            if student.requires_grad:
+                student.register_hook(Tensor.contiguous)  # the student gets its gradient in its own
+        pairs.append((student, teacher))
     return pairs
 
 
-def convolve(adapter: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a 1x1 convolution as one matrix product over all positions, the faster way there and back on a CPU."""
-    batch, _, height, width = x.shape
-    columns = torch.addmm(adapter.bias[:, None], adapter.weight.flatten(1), x.transpose(0, 1).flatten(1))
-    return columns.unflatten(1, (batch, height, width)).transpose(0, 1)
+class _MeanSquare(torch.autograd.Function):
+    """The mean of squares over some dimensions, which are kept; its gradient is one product where PyTorch has three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean(dims, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return x * (gradient * (2 * gradient.numel() / x.numel())), None
 
 
 def _adapter(student: int, teacher: int) -> nn.Conv2d:
@@ -123,7 +137,7 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
 @feature_method("mse", weight=50.0, adapter=_adapter)
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean squared error of one level, see `feature_loss`. The weight was measured, see benchmarks."""
-    return F.mse_loss(student, teacher)
+    return _MeanSquare.apply(student - teacher, (0, 1, 2, 3)).reshape(())
 
 
 @feature_method("attention", weight=10.0)
@@ -295,7 +309,7 @@ def srrl(
 
 def _attention(x: Tensor) -> Tensor:
     """Return the spatial attention of a (B, C, h, w) map as unit vectors of shape (B, h*w); zeros stay zeros."""
-    return F.normalize(x.square().mean(1).flatten(1), dim=1)
+    return F.normalize(_MeanSquare.apply(x, (1,)).flatten(1), dim=1)
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils.distillation.features import convolve, pair_maps
+from ultralytics.utils.distillation.features import pair_maps
 from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import Choice, choose
 
@@ -201,12 +201,10 @@ class DistillationLoss(nn.Module):
 
     def _adapt(self, adapter: nn.Module, x: Tensor) -> Tensor:
         """Bring a student map to the teacher's channels."""
-        if not isinstance(adapter, nn.Conv2d):
-            return adapter(x)
-        if x.shape[1] != adapter.in_channels:
+        if isinstance(adapter, nn.Conv2d) and x.shape[1] != adapter.in_channels:
             raise ValueError(
                 f"The adapters were built for student channels "
                 f"{[a.in_channels for a in self.adapters if isinstance(a, nn.Conv2d)]}, but a student map has shape "
                 f"{tuple(x.shape)}."
             )
-        return convolve(adapter, x)
+        return adapter(x)
