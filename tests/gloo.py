@@ -67,6 +67,7 @@ class GlooTrainer(DistillationClassificationTrainer):
             "batch": self.train_loader.batch_size,
             "world_size": self.world_size,
             "save_dir": str(self.save_dir),
+            **({"hits": self._cached.cache.hits, "misses": self._cached.cache.misses} if self._cached else {}),
         }
         torch.save(report, Path(self.args.project) / f"rank{RANK}.pt")
         super().final_eval()

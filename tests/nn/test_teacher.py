@@ -4,7 +4,9 @@ import argparse
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import timm
 import torch
 import torchvision
 from teachers import exported, seen
+from torch._inductor.utils import run_and_get_code
 from ultralytics import YOLO, settings
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.nn.teacher import Teacher, TeacherEnsemble
+from ultralytics.nn.teacher import SideStream, Teacher, TeacherEnsemble
 
 DIGITS = [str(i) for i in range(10)]
 
@@ -103,6 +106,53 @@ def test_the_compiler_changes_nothing_beyond_rounding(teacher):
         torch.testing.assert_close(maps, expected_maps, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_teacher_leaves_out_what_is_not_asked_for(teacher):
+    frozen = Teacher(teacher)
+    frozen.levels = [frozen.find_levels(32, 3)["model.4"]]
+    x = torch.rand(4, 3, 32, 32)
+    _, expected = frozen(x, logits=False)
+    frozen.compile(True, x.shape)
+    (_, maps), (code,) = run_and_get_code(frozen, x, logits=False)
+    _, (whole,) = run_and_get_code(frozen, x)
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4)
+    assert code.count("convolution") < 0.6 * whole.count("convolution")
+    assert "addmm" in whole
+    assert "addmm" not in code
+
+
+class Streams:
+    """Stands in for CUDA's streams, and notes what they are told."""
+
+    def __init__(self, monkeypatch):
+        self.told, self.main, self.side = [], self.make("main"), self.make("side")
+        self.current = self.main
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.side)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.use)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: self.told.append(f"{stream.name} uses x"))
+
+    def make(self, name):
+        wait = lambda other: self.told.append(f"{name} waits for {other.name}")  # noqa: E731
+        return SimpleNamespace(name=name, device="cuda:0", wait_stream=wait)
+
+    @contextmanager
+    def use(self, stream):
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+
+def test_a_teacher_beside_the_student_waits_and_is_waited_for(monkeypatch):
+    streams = Streams(monkeypatch)
+    beside = SideStream("cuda:0")
+    answer = beside(lambda x: streams.told.append(f"teacher on {streams.current.name}") or x + 1, torch.zeros(2))
+    assert answer.tolist() == [1, 1]
+    assert streams.told == ["side waits for main", "side uses x", "teacher on side"]
+    beside.wait()
+    assert streams.told[3:] == ["main waits for side"]
+
+
 def test_is_frozen_and_fused(teacher):
     frozen = Teacher(teacher)
     logits, features = frozen(torch.rand(2, 3, 32, 32))
@@ -113,7 +163,7 @@ def test_is_frozen_and_fused(teacher):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.model.modules())
 
 
-@pytest.mark.parametrize(("imgsz", "expected"), [(32, False), (64, True)])
+@pytest.mark.parametrize(("imgsz", "expected"), [(64, False), (96, True)])
 def test_memory_format(imgsz, expected, teacher):
     """Channels last where that was measured to be faster; the answers are the same up to rounding."""
     plain, fast = Teacher(teacher), Teacher(teacher)

@@ -197,6 +197,9 @@ class DistillationArgs:
     teacher_compile: bool | str = _parameter(
         _COMPILE, False, "Compile the teacher for full batches; see upstream's `compile`"
     )
+    teacher_overlap: bool = _parameter(
+        _BOOL, False, "On CUDA, ask the teacher while the student computes, which takes the memory of both at a time"
+    )
     self_distill_start: int = _parameter(
         _EPOCH, 0, "Epoch, counted from 0, from which `teacher=self` teaches; before it training is plain"
     )

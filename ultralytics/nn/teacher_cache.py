@@ -150,7 +150,7 @@ class CachedTeacher:
 
         Args:
             teacher (Callable): Returns logits (B, C) and feature maps for images (B, channels, H, W).
-            example (Tensor): A batch of images of the size and on the device of those to come.
+            example (Tensor): A batch of images like those to come, of their size and on their device.
             images (int): Number of images.
             views (int): Views of each.
             temperature (float): Softening temperature at which the mass of compressed logits is kept.
@@ -164,10 +164,11 @@ class CachedTeacher:
         self.teacher, self.temperature = teacher, temperature
         self.seconds = self.waiting = self.training = 0.0
         self._since: float | None = None
-        logits, features = teacher(example)
-        self.classes = logits.shape[1]
+        self.classes = teacher(example)[0].shape[1]
         self.top = TOP if compress and self.classes > MOST_CLASSES else None
-        kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(logits, features)]
+        start = time.perf_counter()
+        kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(*teacher(example))]
+        self._each = (time.perf_counter() - start) / len(example)  # of a second pass, as the first is slow
         self.cache = TeacherCache(images, views, kinds, file)
 
     def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -208,9 +209,11 @@ class CachedTeacher:
     def report(self) -> str:
         """What the cache was good for, in a sentence or two."""
         hits, misses = self.cache.hits, self.cache.misses
-        saved = self.seconds / misses * hits if misses else None
-        said = f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
-        said += f"{self.cache.size / 1e6:.1f} MB" + (f"; it saved about {saved:.0f} s." if saved is not None else ".")
+        saved = hits * (self.seconds / misses if misses else self._each)
+        said = (
+            f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
+            f"{self.cache.size / 1e6:.1f} MB; it saved about {saved:.0f} s."
+        )
         if self.waiting > self.training:
             said += (
                 f" The data loader took {self.waiting / (self.waiting + self.training):.0%} of the time, so epochs got "

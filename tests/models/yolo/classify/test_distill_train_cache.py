@@ -1,5 +1,7 @@
 """Training on kept answers: the teacher is asked once, and the run is the one that asks it every time."""
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -77,11 +79,15 @@ def test_the_teacher_is_asked_once_about_each_view(where, cached, monkeypatch):
     assert all(float(row[f"train/{name}"]) > 0 for row in rows(trainer) for name in DISTILLATION_LOSSES)
 
 
-def test_the_next_run_reads_what_is_there_and_is_the_same_run(cached):
+def test_the_next_run_reads_what_is_there_and_is_the_same_run(cached, monkeypatch):
     cold = train(cached, Asking)
+    said = []
+    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
     warm = train(cached, Asking)
     assert (cold.asked, warm.asked) == (160, 0)
     assert same(weights(cold.last), weights(warm.last))
+    assert any(re.search(r"held 320 of 320 answers .*; it saved about \d+ s", line) for line in said)
+    assert not any("are there; delete" in line for line in said)
     content = bytearray(files(cached)[0].read_bytes())
     for i in range(1000, len(content), len(content) // 7):
         content[i] ^= 255
@@ -133,12 +139,15 @@ def touch_an_image(settings, tmp_path):
     ],
     ids=["teacher", "image", "imgsz", "erasing", "teacher_imgsz", "views", "levels", "fraction"],
 )
-def test_answers_to_something_else_are_not_read(change, cached, tmp_path):
+def test_answers_to_something_else_are_not_read(change, cached, tmp_path, monkeypatch):
     settings = {**cached, "epochs": 1}
     train(settings)
+    said = []
+    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
     other = train({**settings, **change(settings, tmp_path)}, Asking)
     assert other.asked == len(other.train_loader.dataset)
     assert len(files(cached)) == 2
+    assert any("1 more of" in line and "are there; delete those that no other run needs" in line for line in said)
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"lr0": 0.01}, {"distill_alpha": 0.5}, {"batch": 16}], ids=str)
@@ -218,7 +227,20 @@ def test_what_cannot_be_kept_is_refused(settings, message, overrides):
         train({**overrides, **settings})
 
 
-def test_a_dataset_that_cannot_be_written_to(cached):
-    (Path(cached["data"]) / "teacher_cache").write_text("a file")
-    with pytest.raises(OSError, match="'teacher_cache=disk' cannot keep 2 views of 80 images: File exists"):
+@pytest.mark.parametrize("fault", ["a file is in its place", "the dataset is read-only"])
+def test_a_folder_that_cannot_be_written_to(fault, cached, monkeypatch):
+    """Refused before the run has a folder, with the folder that is meant."""
+    if "file" in fault:
+        (place := Path(cached["data"]) / "teacher_cache").write_text("")
+    else:
+        place, allowed = Path(cached["data"]), os.access  # a superuser may write anywhere but on such a disk
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place and allowed(path, mode))
+    with pytest.raises(OSError, match=f"where nothing can be written. Make '{place}' a folder"):
+        DistillationClassificationTrainer(overrides=cached)
+    assert not Path(cached["project"]).exists()
+
+
+def test_a_disk_without_room_is_named(cached, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="'teacher_cache=disk' cannot keep 2 views of 80 images: No space left"):
         train(cached)

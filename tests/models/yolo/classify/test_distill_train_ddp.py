@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,23 @@ def test_a_stopped_run_of_several_processes_resumes(settings, monkeypatch):
     first, second = reports(settings)
     assert first["start_epoch"] == second["start_epoch"] == 1
     check(first, second, settings)
+
+
+def test_processes_share_a_cache(settings, digits, tmp_path):
+    """Each asks about its share of the images, once; the next run about none, and is the same."""
+    shutil.copytree(digits, tmp_path / "digits")
+    settings = {**settings, "data": str(tmp_path / "digits"), "teacher_cache": "disk", "teacher_views": 1}
+    runs = []
+    for _ in range(2):
+        launch("GlooTrainer", settings)
+        runs.append(reports(settings))
+        check(*runs[-1], settings)
+    (cold, other), warm = runs
+    assert cold["misses"] + other["misses"] == 100
+    assert [r["misses"] for r in warm] == [0, 0]
+    assert [r["hits"] for r in warm] == [100, 100]
+    assert same(parameters(cold["weights"]), parameters(warm[0]["weights"]))
+    assert len(list((tmp_path / "digits" / "teacher_cache").iterdir())) == 1
 
 
 def test_two_hosts(settings):

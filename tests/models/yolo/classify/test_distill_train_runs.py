@@ -13,7 +13,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.callbacks import get_default_callbacks
 
 
@@ -328,7 +328,7 @@ def begin(overrides):
 
 
 def step(trainer, batch):
-    batch["teacher"] = trainer.teacher(batch["img"])
+    batch["teacher"] = trainer._ask(batch)
     trainer.model(batch)[0].sum().backward()
 
 
@@ -373,7 +373,7 @@ def test_the_host_does_not_wait_in_a_step(given, overrides):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("given", METHODS)
+@pytest.mark.parametrize("given", [*METHODS, {"teacher_overlap": True}])
 def test_the_host_does_not_wait_for_a_gpu(given, overrides):
     trainer, batch = begin({**overrides, "device": 0, **given})
     batch = trainer.preprocess_batch(batch)
@@ -382,6 +382,46 @@ def test_the_host_does_not_wait_for_a_gpu(given, overrides):
         step(trainer, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("given", [{}, {"teacher_compile": "reduce-overhead"}], ids=str)
+def test_a_teacher_beside_the_student_says_the_same(given, overrides):
+    beside, before = (
+        train({**overrides, "device": 0, "amp": False, **x}) for x in ({**given, "teacher_overlap": True}, {})
+    )
+    for name in ("train/loss", *(f"train/{loss}" for loss in DISTILLATION_LOSSES)):
+        assert float(rows(beside)[0][name]) == pytest.approx(float(rows(before)[0][name]), rel=1e-2)
+
+
+@pytest.mark.parametrize(("given", "where"), [({}, "on 'cpu'"), ({"teacher_cache": "ram"}, "with 'teacher_cache'")])
+def test_overlap_without_an_effect_is_warned_of(given, where, overrides, monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    begin({**overrides, **given, "teacher_overlap": True})
+    assert f"'teacher_overlap=True' has no effect {where}." in said
+
+
+def test_losses_are_read_after_the_teacher_was_waited_for(overrides):
+    """What runs beside the student is asked before its forward pass and waited for after it."""
+    order = []
+
+    class Beside:
+        def __call__(self, ask, images):
+            order.append("ask")
+            return ask(images)
+
+        def wait(self):
+            order.append("wait")
+
+    trainer, batch = begin(overrides)
+    trainer._beside = Beside()
+    trainer._attach()
+    trainer.model.model[0].register_forward_hook(lambda *args: order.append("student"))
+    compute = trainer.distillation_loss.losses
+    trainer.distillation_loss.losses = lambda *args: order.append("losses") or compute(*args)
+    trainer.model(trainer.preprocess_batch(batch))[0].sum().backward()
+    assert order == ["ask", "student", "wait", "losses"]
 
 
 def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from ultralytics.nn.taps import FeatureTaps
+from ultralytics.nn.teacher import SideStream
 from ultralytics.utils.distillation import DistillationLoss, GradientBalance
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class DistillationCriterion:
             say in `known` which images show one of them.
         labelled (bool): Whether the labels mean anything.
         balance (GradientBalance | None): Measures the factors, 1 without.
+        beside (SideStream | None): Where the teacher answers, if not in the student's stream.
     """
 
     student_criterion: Any
@@ -45,6 +47,7 @@ class DistillationCriterion:
     classes: Tensor | None
     labelled: bool = True
     balance: GradientBalance | None = None
+    beside: SideStream | None = None
 
     def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the detached items, the student's own among them."""
@@ -64,6 +67,8 @@ class DistillationCriterion:
         if "teacher" not in batch:  # it is silent; before it has begun to teach, training is plain
             weight = 1.0 if self.alpha else self.beta
             return weight * student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
+        if self.beside is not None:
+            self.beside.wait()
         # The last that all losses come from; below a frozen map none of them teaches anything
         shared = next((x for x in student_features if x.requires_grad), predictions)
         teacher_logits, teacher_features = batch["teacher"]

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ultralytics.models.yolo.classify.guarded import GuardedClassificationTraine
 from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
-from ultralytics.nn.teacher import Teacher, TeacherEnsemble
+from ultralytics.nn.teacher import SideStream, Teacher, TeacherEnsemble
 from ultralytics.nn.teacher_cache import CachedTeacher, cache_key
 from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
@@ -90,6 +91,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         self.distillation_loss: DistillationLoss | None = None
         self._taps: FeatureTaps | None = None
         self._cached: CachedTeacher | None = None
+        self._beside: SideStream | None = None
         self._balance: GradientBalance | None = None
         self._labelled = True
         self._share = 1.0  # of distill_alpha, in the epoch
@@ -130,6 +132,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         source = self.args.data
         data = self.get_dataset()
         self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
+        self._check_cache_folder()
         if self.distillation.distill_beta == 0 and members is not None:
             self._take_classes_of(members[0])
         names = read_names(data["names"])
@@ -395,6 +398,12 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             remove_report(self.save_dir)  # of an earlier run in this folder
         if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
+        if self.distillation.teacher_overlap:
+            if self.device.type == "cuda" and not self.distillation.teacher_cache:
+                self._beside = SideStream(self.device)
+            else:
+                where = "with 'teacher_cache'" if self.distillation.teacher_cache else f"on '{self.device.type}'"
+                LOGGER.warning(f"'teacher_overlap=True' has no effect {where}.")
         self._attach()
         if self.distillation.teacher_cache and self.distillation_loss is not None:
             self._cached = self._open_cache()
@@ -480,7 +489,8 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Return the teacher's answer to a batch, kept from before if it is."""
         if self._cached is not None:
             return self._cached(batch["img"], batch["index"], batch["view"])
-        return self.teacher(batch["img"], logits=self.distillation.response_distill)
+        ask = partial(self.teacher, logits=self.distillation.response_distill)
+        return self._beside(ask, batch["img"]) if self._beside else ask(batch["img"])
 
     def _mix(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Mix the images of a batch in pairs, as often as `mixup` and `cutmix` say; upstream's classifiers ignore them.
@@ -559,6 +569,21 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             self._balance.load_state_dict(state["balance"])
         super()._restore(state)
 
+    @property
+    def _cache_folder(self) -> Path:
+        """Where the teacher's answers are kept on disk."""
+        return Path(self.data["train"]).parent / "teacher_cache"
+
+    def _check_cache_folder(self) -> None:
+        """Refuse a cache on disk that cannot be written."""
+        folder = self._cache_folder
+        place = folder if folder.exists() else folder.parent
+        if self.distillation.teacher_cache == "disk" and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            raise OSError(
+                f"'teacher_cache=disk' keeps the answers in '{folder}', where nothing can be written. Make '{place}' a "
+                f"folder that you may write to, or set 'teacher_cache=ram'."
+            )
+
     def _open_cache(self) -> CachedTeacher:
         """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on."""
         args, dataset = self.distillation, self.train_loader.dataset
@@ -589,12 +614,13 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 amp=str(self.args.amp if self.amp else False),
                 compressed=compress,
             )
-            file = root.parent / "teacher_cache" / f"{root.name}-{key}.bin"
+            file = self._cache_folder / f"{root.name}-{key}.bin"
         try:
             if file is not None:
                 file.parent.mkdir(exist_ok=True)
+            example = images.expand(min(self.batch_size, len(dataset)), -1, -1, -1)
             cached = CachedTeacher(
-                self.teacher, images, len(dataset), args.teacher_views, args.temperature, file, compress
+                self.teacher, example, len(dataset), args.teacher_views, args.temperature, file, compress
             )
         except (OSError, MemoryError) as e:
             raise type(e)(
@@ -603,6 +629,13 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 f"attention_distill=False', or leave it out."
             ) from e
         self._log([f"The teacher's cache of {cached.cache.size / 1e6:,.1f} MB is in {file or 'memory'}."])
+        if others := [x for x in file.parent.glob("*.bin") if x != file] if file else []:
+            self._log(
+                [
+                    f"{len(others)} more of {sum(x.stat().st_size for x in others) / 1e6:,.1f} MB are there; delete "
+                    f"those that no other run needs."
+                ]
+            )
         return cached
 
     def _cause(self, name: str) -> str:
@@ -670,6 +703,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             torch.tensor(self.teacher.classes, device=self.device) if self._partial else None,
             self._labelled,
             self._balance,
+            self._beside,
         )
 
     @property
