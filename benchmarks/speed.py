@@ -11,6 +11,7 @@ are reported. Epochs are the trainer's own, with its data loader; memory is that
 timm's and torchdistill's steps are of the same two networks, as they are loaded, with the same optimizer and EMA, where
 these packages are installed.
 `pairs`, i.e. `s>n,x>l`, are sizes of networks, teacher>student, that are measured too, and plotted beside the output.
+A sweep is lists of `imgsz` and `batch`, i.e. `imgsz=32,64 batch=256,16 kinds=plain,distilled epochs=0 memory=0`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_compare import machine
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.teacher import Teacher
-from ultralytics.utils.torch_utils import autocast
+from ultralytics.utils.torch_utils import autocast, select_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -57,6 +58,8 @@ SETTINGS = {
     "images": (6000, 320),  # of the epochs, one for each image size
     "data": None,  # image folder of the epochs; None for random images
     "epochs": 2,  # of each kind, in turn; 0 for none
+    "memory": 3,  # processes of each kind, in turn; 0 for none
+    "kinds": None,  # of steps; None for all
     "pairs": None,  # teacher>student,... by their size of yolo11, at the first image size
     "device": None,
     "amp": True,
@@ -65,6 +68,8 @@ SETTINGS = {
 KINDS = {
     "plain": None,
     "distilled": {},
+    "compiled": {"teacher_compile": True},
+    "overlapped": {"teacher_compile": "reduce-overhead", "teacher_overlap": True},  # on CUDA only
     "response": {"feature_distill": False, "attention_distill": False},
     "cached": {"teacher_cache": "ram", "teacher_views": 1},
     "cached response": {
@@ -74,8 +79,9 @@ KINDS = {
         "teacher_views": 1,
     },
 }
+WHOLE = ("plain", "distilled", "response", "cached", "cached response")  # the kinds whose epochs are measured
 RATIOS = (
-    ("distilled", ("plain", "teacher")),
+    *((kind, ("plain", "teacher")) for kind in ("distilled", "compiled", "overlapped")),  # the limit without a cache
     ("distilled", ("plain",)),
     ("response", ("plain",)),
     ("cached", ("plain",)),
@@ -94,6 +100,8 @@ def main(arguments: list[str]) -> None:
     settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
     output = Path(settings.pop("output"))
     per_size = [np.atleast_1d(settings[k]).tolist() for k in ("imgsz", "batch", "images")]
+    if not settings["epochs"]:
+        per_size[2] = [0] * len(per_size[0])
     sizes = list(zip(*per_size, strict=len(per_size[0]) > 1))  # of one size, the first of each
     if kind := given.pop("memory_of", None):
         print(peak_memory(settings, given, *sizes[0][:2], kind))
@@ -103,7 +111,7 @@ def main(arguments: list[str]) -> None:
         for imgsz, batch, images in sizes:
             place = Path(folder) / f"{imgsz}_{batch}"
             own = {**settings, "images": images}
-            row = {"imgsz": imgsz, "batch": batch, **measure_steps(own, given, imgsz, batch, place)}
+            row = {"imgsz": imgsz, "batch": batch, **measure_steps(own, given, imgsz, batch, place, kinds_of(own))}
             row["epochs"] = measure_epochs(own, given, imgsz, batch, place / "epochs")
             row["memory"] = measure_memory(own, given, imgsz, batch)
             results.append(row)
@@ -116,6 +124,17 @@ def main(arguments: list[str]) -> None:
         plot(pairs, output.with_suffix(".png"))
     output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"Saved to {output}")
+
+
+def kinds_of(settings: dict[str, Any]) -> list[str]:
+    """Return the kinds of steps to measure, plain ones first."""
+    if settings["kinds"]:
+        chosen = str(settings["kinds"]).split(",")
+        if unknown := [kind for kind in chosen if kind not in KINDS]:
+            raise ValueError(f"'kinds={settings['kinds']}' has unknown {unknown}. Valid kinds are {list(KINDS)}.")
+        return list(dict.fromkeys(["plain", *chosen]))
+    on_cuda = select_device(settings["device"], verbose=False).type == "cuda"
+    return [kind for kind in KINDS if on_cuda or kind != "overlapped"]
 
 
 def table(results: list[dict[str, Any]], what: str) -> str:
@@ -177,7 +196,7 @@ def measure_steps(
     imgsz: int,
     batch: int,
     folder: Path,
-    kinds: Iterable[str] = KINDS,
+    kinds: Iterable[str],
     peers: Iterable[str] = ("timm", "torchdistill"),
 ) -> dict[str, Any]:
     """Time steps of every kind in turn, and return their medians and the ratios of these."""
@@ -224,11 +243,14 @@ def measure_steps(
     return {"median_ms": {k: 1000 * statistics.median(v) for k, v in times.items()}, "steps": ratios}
 
 
-def take_turns(runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Return the seconds of every repeat of each run."""
+def take_turns(
+    runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device, before: Callable[[], Any] = int
+) -> dict[str, list[float]]:
+    """Return the seconds of every repeat of each run, without those of what is called before each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            before()
             times[name].append(timed(run, device))
     return times
 
@@ -271,7 +293,7 @@ def plot(pairs: list[dict[str, Any]], file: Path) -> None:
 
 def measure_epochs(
     settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int, folder: Path
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return whole epochs of each kind relative to plain ones: loader, training, saving, validation."""
     if not settings["epochs"]:
         return {}
@@ -283,28 +305,31 @@ def measure_epochs(
         data, names = make_data(folder / "data", settings["images"], imgsz)
     teacher = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
     overrides = make_overrides(settings, data, imgsz, batch, folder)
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    seconds: dict[str, list[float]] = {kind: [] for kind in WHOLE}
     for _ in range(settings["epochs"]):  # in turn; of each run the second epoch, when a cache of one view is warm
-        for kind in KINDS:
+        for kind in WHOLE:
             trainer, ends = make_trainer({**overrides, "epochs": 2}, kind, teacher, given), []
             trainer.add_callback("on_fit_epoch_end", lambda trainer, ends=ends: ends.append(time.perf_counter()))
             trainer.train()
             seconds[kind].append(ends[1] - ends[0])
-    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
-    return {f"{kind} / plain": medians[kind] / medians["plain"] for kind in KINDS if kind != "plain"}
+    return {f"{kind} / plain": ratio(seconds[kind], seconds["plain"]) for kind in WHOLE[1:]}
 
 
-def measure_memory(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int) -> dict[str, float]:
-    """Return the peak memory of a process of each kind, MB, and relative to a plain one."""
-    peaks = {}
-    for kind in ("plain", "distilled", "cached response"):
-        arguments = [f"{k}={v}" for k, v in {**settings, **given, "imgsz": imgsz, "batch": batch}.items()]
-        command = [sys.executable, __file__, *arguments, f"memory_of={kind}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[kind] = float(done.stdout.split()[-1])
+def measure_memory(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
+    """Return the peak memory of processes of each kind, MB, and relative to plain ones."""
+    if not settings["memory"]:
+        return {}
+    peaks: dict[str, list[float]] = {kind: [] for kind in ("plain", "distilled", "cached response")}
+    for _ in range(settings["memory"]):
+        for kind, values in peaks.items():
+            arguments = [f"{k}={v}" for k, v in {**settings, **given, "imgsz": imgsz, "batch": batch}.items()]
+            command = [sys.executable, __file__, *arguments, f"memory_of={kind}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            values.append(float(done.stdout.split()[-1]))
+    plain = peaks.pop("plain")
     return {
-        "plain, MB": peaks["plain"],
-        **{f"{kind} / plain": peak / peaks["plain"] for kind, peak in peaks.items() if kind != "plain"},
+        "plain, MB": statistics.median(plain),
+        **{f"{kind} / plain": ratio(values, plain) for kind, values in peaks.items()},
     }
 
 

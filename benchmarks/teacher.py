@@ -5,8 +5,9 @@ Usage:
     python benchmarks/teacher.py
     python benchmarks/teacher.py device=0 imgsz=224 batch=256 teacher_model=yolo11l-cls.yaml output=teacher_gpu.json
 
-The forward pass with its three feature maps, fused and without gradients, as in training. Variants are timed in turn in
-one process; reported are the medians and quartiles of their ratios to `eager`.
+The forward pass with its three feature maps, fused and without gradients, each time after a student's forward and
+backward pass, as in training, which leaves nothing of it in the processor's caches. Variants are timed in turn in one
+process; reported are the medians and quartiles of their ratios to `eager`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import speed
 import torch
+from ultralytics import YOLO
 from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.yolo.classify.distill_compare import machine
 from ultralytics.nn.taps import match_levels
@@ -32,7 +34,7 @@ from ultralytics.nn.teacher import Teacher
 from ultralytics.utils.torch_utils import select_device
 
 SETTINGS = {
-    **{k: speed.SETTINGS[k] for k in ("imgsz", "batch", "repeats", "warmup", "teacher_model", "device")},
+    **{k: speed.SETTINGS[k] for k in ("imgsz", "batch", "repeats", "warmup", "model", "teacher_model", "device")},
     "variants": "eager,channels_last,bf16,compile",
     "output": str(Path(__file__).with_name("teacher.json")),
 }
@@ -66,7 +68,8 @@ def measure(settings: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
     for _ in range(settings["warmup"]):
         for run in runs.values():
             run()
-    times = speed.take_turns(runs, settings["repeats"], device)
+    student = YOLO(settings["model"]).model.to(device).train()
+    times = speed.take_turns(runs, settings["repeats"], device, lambda: student(images).sum().backward())
     first = next(iter(times.values()))
     forward = {name: speed.ratio(values, first) for name, values in times.items()}
     return {"median_ms": {k: 1000 * statistics.median(v) for k, v in times.items()}, "forward": forward}

@@ -14,22 +14,58 @@ speed = load_benchmark("speed")
 @pytest.mark.slow
 def test_runs(tmp_path, capsys):
     output, data = tmp_path / "speed.json", write_digits(tmp_path / "digits", train=4, val=2)
-    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "epochs=1", "pairs=s>n", f"data={data}"]
+    settings = [
+        "imgsz=32",
+        "batch=8",
+        "repeats=3",
+        "warmup=1",
+        "device=cpu",
+        "epochs=1",
+        "pairs=s>n",
+        f"data={data}",
+        "memory=1",
+    ]
     speed.main([*settings, f"output={output}"])
     report = json.loads(output.read_text())
     (result,), (pair,) = report["results"], report["pairs"]
     times = result["median_ms"]
     assert all(value > 0 for value in times.values())
-    assert {"plain", "teacher", "distilled", "response", "cached", "cached response", "timm"} <= times.keys()
+    assert {"plain", "teacher", "distilled", "compiled", "response", "cached", "cached response"} <= times.keys()
     ratio = result["steps"]["distilled / (plain + teacher)"]["median"]
     assert ratio == pytest.approx(times["distilled"] / (times["plain"] + times["teacher"]))
-    assert result["epochs"].keys() == {f"{kind} / plain" for kind in speed.KINDS if kind != "plain"}
+    assert "overlapped" not in times
+    assert result["epochs"].keys() == {f"{kind} / plain" for kind in speed.WHOLE if kind != "plain"}
+    assert all(epoch["median"] > 0 for epoch in result["epochs"].values())
     assert result["memory"]["plain, MB"] > 10
+    assert result["memory"]["distilled / plain"]["median"] > 1
     assert (pair["teacher"], pair["student"]) == ("yolo11s-cls.yaml", "yolo11n-cls.yaml")
     assert pair["parameters"] > 5e6
     assert pair["steps"].keys() == {"distilled / (plain + teacher)", "distilled / plain"}
     assert (tmp_path / "speed.png").stat().st_size > 1000
     assert "| 32 | 8 |" in capsys.readouterr().out
+
+
+def test_a_sweep_measures_the_kinds_that_it_names(tmp_path, capsys):
+    output = tmp_path / "sweep.json"
+    settings = ["imgsz=32,64", "batch=8,4", "repeats=2", "warmup=1", "device=cpu", "epochs=0", "memory=0"]
+    speed.main([*settings, "kinds=distilled", f"output={output}"])
+    results = json.loads(output.read_text())["results"]
+    assert [(r["imgsz"], r["batch"]) for r in results] == [(32, 8), (64, 4)]
+    assert all({"teacher", "plain", "distilled"} <= r["median_ms"].keys() for r in results)
+    assert all("cached" not in r["median_ms"] for r in results)
+    assert all(r["epochs"] == r["memory"] == {} for r in results)
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="'kinds=distilled,fast' has unknown \\['fast'\\]"):
+        speed.main(["imgsz=32", "batch=8", "device=cpu", "kinds=distilled,fast"])
+
+
+def test_what_is_called_before_a_run_is_not_timed():
+    calls = []
+    times = speed.take_turns({"a": lambda: calls.append("a")}, 2, torch.device("cpu"), lambda: calls.append("before"))
+    assert calls == ["before", "a"] * 2
+    assert [len(x) for x in times.values()] == [2]
 
 
 @pytest.mark.parametrize("peer", speed.PEERS)
