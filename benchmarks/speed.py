@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
             row["memory"] = measure_memory(own, given, imgsz, batch)
             results.append(row)
         pairs = measure_pairs(settings, given, *sizes[0][:2], Path(folder) / "pairs")
-    print(f"\n{table(results, 'steps')}\n\n{table(results, 'epochs')}\n\n{table(results, 'memory')}")
+    print("".join(f"\n{table(results, what)}\n" for what in ("steps", "epochs", "memory") if results[0][what]))
     settings["data"] = settings["data"] and Path(settings["data"]).name
     report = {"machine": machine(), "setting": {**settings, **given}, "results": results, "pairs": pairs}
     if pairs:
