@@ -79,9 +79,9 @@ KINDS = {
         "teacher_views": 1,
     },
 }
-WHOLE = ("plain", "distilled", "response", "cached", "cached response")  # the kinds whose epochs are measured
+EPOCH_KINDS = ("plain", "distilled", "response", "cached", "cached response")
 RATIOS = (
-    *((kind, ("plain", "teacher")) for kind in ("distilled", "compiled", "overlapped")),  # the limit without a cache
+    *((kind, ("plain", "teacher")) for kind in ("distilled", "compiled", "overlapped")),  # with the sum of its parts
     ("distilled", ("plain",)),
     ("response", ("plain",)),
     ("cached", ("plain",)),
@@ -102,7 +102,11 @@ def main(arguments: list[str]) -> None:
     per_size = [np.atleast_1d(settings[k]).tolist() for k in ("imgsz", "batch", "images")]
     if not settings["epochs"]:
         per_size[2] = [0] * len(per_size[0])
-    sizes = list(zip(*per_size, strict=len(per_size[0]) > 1))  # of one size, the first of each
+    if len(per_size[0]) > 1 and len({len(values) for values in per_size}) > 1:
+        raise ValueError(
+            "'imgsz', 'batch' and 'images' need one value for each image size, as many of one as of another."
+        )
+    sizes = list(zip(*per_size, strict=False))  # of one size, the first of each
     if kind := given.pop("memory_of", None):
         print(peak_memory(settings, given, *sizes[0][:2], kind))
         return
@@ -128,13 +132,12 @@ def main(arguments: list[str]) -> None:
 
 def kinds_of(settings: dict[str, Any]) -> list[str]:
     """Return the kinds of steps to measure, plain ones first."""
-    if settings["kinds"]:
-        chosen = str(settings["kinds"]).split(",")
-        if unknown := [kind for kind in chosen if kind not in KINDS]:
-            raise ValueError(f"'kinds={settings['kinds']}' has unknown {unknown}. Valid kinds are {list(KINDS)}.")
-        return list(dict.fromkeys(["plain", *chosen]))
     on_cuda = select_device(settings["device"], verbose=False).type == "cuda"
-    return [kind for kind in KINDS if on_cuda or kind != "overlapped"]
+    valid = [kind for kind in KINDS if on_cuda or kind != "overlapped"]
+    chosen = str(settings["kinds"]).split(",") if settings["kinds"] else valid
+    if unknown := [kind for kind in chosen if kind not in valid]:
+        raise ValueError(f"'kinds={settings['kinds']}' has unknown {unknown}. Valid kinds are {valid}.")
+    return list(dict.fromkeys(["plain", *chosen]))
 
 
 def table(results: list[dict[str, Any]], what: str) -> str:
@@ -222,7 +225,7 @@ def measure_steps(
     runs = {"teacher": forward}
     for kind, trainer in trainers.items():
         runs[kind] = partial(step, trainer, inputs, trainer.model)
-    for name in peers:
+    for name in peers if "response" in trainers else ():  # whose work they do
         trainer = prepare(make_trainer(overrides, "plain", teacher_file, given))
         try:
             teacher = YOLO(teacher_file).model.requires_grad_(False)  # as a user of theirs has it, not fused
@@ -244,7 +247,7 @@ def measure_steps(
 
 
 def take_turns(
-    runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device, before: Callable[[], Any] = int
+    runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device, before: Callable[[], Any] = lambda: None
 ) -> dict[str, list[float]]:
     """Return the seconds of every repeat of each run, without those of what is called before each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -305,14 +308,14 @@ def measure_epochs(
         data, names = make_data(folder / "data", settings["images"], imgsz)
     teacher = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
     overrides = make_overrides(settings, data, imgsz, batch, folder)
-    seconds: dict[str, list[float]] = {kind: [] for kind in WHOLE}
+    seconds: dict[str, list[float]] = {kind: [] for kind in EPOCH_KINDS}
     for _ in range(settings["epochs"]):  # in turn; of each run the second epoch, when a cache of one view is warm
-        for kind in WHOLE:
+        for kind in EPOCH_KINDS:
             trainer, ends = make_trainer({**overrides, "epochs": 2}, kind, teacher, given), []
             trainer.add_callback("on_fit_epoch_end", lambda trainer, ends=ends: ends.append(time.perf_counter()))
             trainer.train()
             seconds[kind].append(ends[1] - ends[0])
-    return {f"{kind} / plain": ratio(seconds[kind], seconds["plain"]) for kind in WHOLE[1:]}
+    return {f"{kind} / plain": ratio(seconds[kind], seconds["plain"]) for kind in EPOCH_KINDS[1:]}
 
 
 def measure_memory(settings: dict[str, Any], given: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:

@@ -91,6 +91,38 @@ def test_batches_of_the_compiled_shape_are_answered_by_the_compiled_network(teac
     assert shapes[-1] == ("default", (3, 3, 32, 32))
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("reduce-overhead", True), ("default", False)])
+def test_answers_outlive_the_memory_of_cuda_graphs(mode, kept, teacher, monkeypatch):
+    """A graph answers in the same memory each time, and shares it with those of other networks."""
+
+    def attempt_compile(module, device, mode):
+        memory = {}
+
+        def replay(images, logits):
+            answer, maps = module(images, logits)
+            new = [*(answer or ()), *maps]
+            same = memory.setdefault(logits, [x.clone() for x in new])
+            for old, x in zip(same, new, strict=True):
+                old.copy_(x)
+            return (tuple(same[:-1]) if logits else None), same[-1:]
+
+        return replay
+
+    monkeypatch.setattr("ultralytics.nn.teacher.attempt_compile", attempt_compile)
+    frozen = Teacher(teacher)
+    frozen.levels = [frozen.find_levels(32, 3)["model.4"]]
+    first, second = torch.rand(2, 3, 3, 32, 32)
+    expected, (expected_map,) = frozen(first)
+    frozen.compile(mode, first.shape)
+    logits, (stride8,) = frozen(first)
+    frozen(second)
+    assert torch.equal(logits, expected) == kept
+    assert torch.equal(stride8, expected_map) == kept
+    frozen.compile(mode, second.shape)
+    (stride8,) = frozen(second, logits=False)[1]
+    assert torch.equal(stride8, frozen(second)[1][0])
+
+
 @pytest.mark.slow
 def test_the_compiler_changes_nothing_beyond_rounding(teacher):
     frozen = Teacher(teacher)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 
 import pytest
 import torch
@@ -143,6 +144,30 @@ def test_the_teacher_is_asked_once(images, where):
     assert torch.equal(second[1][0], images.repeat(1, 4, 1, 1).half() * 2)
     assert (cached.cache.hits, cached.cache.misses) == (4, 12)
     assert "held 4 of 16 answers" in cached.report
+
+
+class Slow(Counting):
+    """Takes 20 ms for each image."""
+
+    def __call__(self, images):
+        time.sleep(0.02 * len(images))
+        return super().__call__(images)
+
+
+def test_the_time_saved_is_that_of_the_answers_found(images, tmp_path):
+    """Whether or not some are missing, as one asked alone costs more than in a batch."""
+    file, index, view = tmp_path / "cache.bin", torch.arange(6), torch.zeros(6)
+    CachedTeacher(Slow(), images, 6, 1, 4.0, file)(images, index, view)
+    content = bytearray(file.read_bytes())
+    for damaged in (False, True):
+        cached = CachedTeacher(Slow(), images, 6, 1, 4.0, file)
+        if damaged:
+            content[0] ^= 1
+            file.write_bytes(content)
+        for _ in range(25):
+            cached(images, index, view)
+        assert cached.cache.misses == damaged
+        assert "it saved about 3 s" in cached.report
 
 
 @pytest.mark.parametrize(("loading", "said"), [(3.0, "The data loader took 75% of the time"), (0.5, None)])

@@ -13,6 +13,7 @@ from ultralytics.utils.distillation import (
     response_loss,
     restore_logits,
 )
+from ultralytics.utils.distillation.features import pair_maps
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -158,6 +159,21 @@ def test_memory_formats_change_nothing(student_format, teacher_format):
     gradients = torch.autograd.grad(total, inputs)
     torch.testing.assert_close(gradients, torch.autograd.grad(reference, inputs), rtol=1e-4, atol=1e-5)
     assert gradients[0].is_contiguous(memory_format=student_format)
+
+
+def test_maps_are_compared_in_one_format():
+    (s,), (t,) = maps((3, 6, 8, 8)), maps((3, 4, 8, 8), seed=1)
+    ((student, teacher),) = pair_maps([s], [t.to(memory_format=torch.channels_last)])  # a frozen student's, too
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in (student, teacher))
+    ((student, teacher),) = pair_maps([s], [t])
+    assert student is s
+    assert teacher.is_contiguous()
+
+
+def test_no_images_have_an_empty_gradient():
+    s = torch.zeros(0, 4, 3, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(feature_loss([s], [torch.zeros(0, 4, 3, 3)]), s)
+    assert gradient.shape == s.shape
 
 
 def test_gradient_stays_of_one_size_over_temperatures():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset
 from ultralytics.data.wrapped import spaced_batches
 from ultralytics.nn.class_names import match_classes, read_names
@@ -25,6 +26,7 @@ from ultralytics.utils.torch_utils import attempt_compile
 
 __all__ = ("SideStream", "Teacher", "TeacherEnsemble")
 
+CUDA_GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of torch.compile
 CHANNELS_LAST = 96  # side of the images in pixels from which that memory format is faster on a CPU
 
 
@@ -96,6 +98,7 @@ class Teacher:
         self._side = 0  # of the images it sees, once that is known
         self._compiled: nn.Module | None = None
         self._compiled_shape: tuple[int, ...] = ()
+        self._in_graphs = False  # whether the compiled network answers in memory that its next call overwrites
 
     def vet(self, imgsz: int, channels: int) -> None:
         """Check by one forward pass of two random images that this teacher answers as a classifier.
@@ -171,6 +174,7 @@ class Teacher:
         module = _WithFeatures(self.model, self.levels)
         self._compiled = attempt_compile(module, next(self.model.parameters()).device, mode=mode)
         self._compiled_shape = tuple(shape)
+        self._in_graphs = mode in CUDA_GRAPH_MODES
 
     @torch.no_grad()
     def __call__(self, images: Tensor, logits: bool = True) -> tuple[Tensor, list[Tensor]]:
@@ -191,6 +195,8 @@ class Teacher:
             images = (images - self._mean) / self._std
         if compiled is not None:
             output, features = compiled(images, logits)
+            if self._in_graphs:  # of any network: a graph's memory is free for the next that is called
+                output, features = tree_map_only(Tensor, Tensor.clone, (output, features))
         else:
             # Hooks only for this call: the network may be the student's EMA, which is copied and saved
             taps = FeatureTaps(self.model, self.levels, stop=not logits)

@@ -131,7 +131,6 @@ class CachedTeacher:
 
     Attributes:
         cache (TeacherCache): The records.
-        seconds (float): Time spent on asking the teacher.
         waiting (float): Time between batches, while the data loader works, as told by `lap`.
         training (float): Time within batches.
     """
@@ -162,13 +161,13 @@ class CachedTeacher:
             MemoryError: If the memory has no room.
         """
         self.teacher, self.temperature = teacher, temperature
-        self.seconds = self.waiting = self.training = 0.0
+        self.waiting = self.training = 0.0
         self._since: float | None = None
         self.classes = teacher(example)[0].shape[1]
         self.top = TOP if compress and self.classes > MOST_CLASSES else None
         start = time.perf_counter()
         kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(*teacher(example))]
-        self._each = (time.perf_counter() - start) / len(example)  # of a second pass, as the first is slow
+        self._each = (time.perf_counter() - start) / len(example)  # seconds; of a second pass, as the first is slow
         self.cache = TeacherCache(images, views, kinds, file)
 
     def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -186,13 +185,11 @@ class CachedTeacher:
         index, view = index.cpu(), view.cpu()
         found, tensors = self.cache.read(index.tolist(), view.tolist())
         if not found.all():
-            start = time.perf_counter()
             asked = ~found
             answer = self._encode(*self.teacher(images[asked.to(images.device)]))
             for known, new in zip(tensors, answer, strict=True):
                 known[asked] = new
             self.cache.write(index[asked].tolist(), view[asked].tolist(), answer)
-            self.seconds += time.perf_counter() - start
         logits, *features = self._decode([x.to(images.device, non_blocking=True) for x in tensors])
         return logits, features
 
@@ -209,10 +206,9 @@ class CachedTeacher:
     def report(self) -> str:
         """What the cache was good for, in a sentence or two."""
         hits, misses = self.cache.hits, self.cache.misses
-        saved = hits * (self.seconds / misses if misses else self._each)
         said = (
             f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
-            f"{self.cache.size / 1e6:.1f} MB; it saved about {saved:.0f} s."
+            f"{self.cache.size / 1e6:.1f} MB; it saved about {hits * self._each:.0f} s."
         )
         if self.waiting > self.training:
             said += (

@@ -23,7 +23,9 @@ __all__ = ("attention_loss", "feature_loss", "pair_maps")
 
 
 def pair_maps(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return (student, detached teacher) maps per level, in full precision, of one spatial size and memory format.
+    """Return (student, detached teacher) maps per level, in full precision, of one spatial size.
+
+    A student's map is brought to channels last where the teacher's is.
 
     Raises:
         ValueError: If the lists are empty or differ in length, or a pair differs in batch size.
@@ -55,18 +57,22 @@ def pair_maps(student_features: Sequence[Tensor], teacher_features: Sequence[Ten
 
 
 class _MeanSquare(torch.autograd.Function):
-    """The mean of squares over some dimensions, which are kept; its gradient is one product where PyTorch has three."""
+    """The mean of squares over some dimensions, which are kept; its gradient is one product where PyTorch has three.
+
+    First derivatives only.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.count = math.prod(x.shape[d] for d in dims)
         return x.square().mean(dims, keepdim=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return x * (gradient * (2 * gradient.numel() / x.numel())), None
+        return x * (gradient * (2 / max(ctx.count, 1))), None
 
 
 def _adapter(student: int, teacher: int) -> nn.Conv2d:

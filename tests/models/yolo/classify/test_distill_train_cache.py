@@ -87,7 +87,7 @@ def test_the_next_run_reads_what_is_there_and_is_the_same_run(cached, monkeypatc
     assert (cold.asked, warm.asked) == (160, 0)
     assert same(weights(cold.last), weights(warm.last))
     assert any(re.search(r"held 320 of 320 answers .*; it saved about \d+ s", line) for line in said)
-    assert not any("are there; delete" in line for line in said)
+    assert not any("more are there" in line for line in said)
     content = bytearray(files(cached)[0].read_bytes())
     for i in range(1000, len(content), len(content) // 7):
         content[i] ^= 255
@@ -147,7 +147,7 @@ def test_answers_to_something_else_are_not_read(change, cached, tmp_path, monkey
     other = train({**settings, **change(settings, tmp_path)}, Asking)
     assert other.asked == len(other.train_loader.dataset)
     assert len(files(cached)) == 2
-    assert any("1 more of" in line and "are there; delete those that no other run needs" in line for line in said)
+    assert any("1 more are there. Delete those that no run needs." in line for line in said)
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"lr0": 0.01}, {"distill_alpha": 0.5}, {"batch": 16}], ids=str)
@@ -234,10 +234,28 @@ def test_a_folder_that_cannot_be_written_to(fault, cached, monkeypatch):
         (place := Path(cached["data"]) / "teacher_cache").write_text("")
     else:
         place, allowed = Path(cached["data"]), os.access  # a superuser may write anywhere but on such a disk
-        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place and allowed(path, mode))
+        refused = lambda path, mode: Path(path) == place and mode & os.W_OK  # noqa: E731
+        monkeypatch.setattr(os, "access", lambda path, mode: not refused(path, mode) and allowed(path, mode))
     with pytest.raises(OSError, match=f"where nothing can be written. Make '{place}' a folder"):
         DistillationClassificationTrainer(overrides=cached)
     assert not Path(cached["project"]).exists()
+
+
+def test_a_folder_is_not_looked_at_where_nothing_is_kept_there(cached):
+    (Path(cached["data"]) / "teacher_cache").write_text("")
+    for given in ({"teacher_cache": "ram"}, {"teacher_cache": None}, {"distill_alpha": 0}):
+        DistillationClassificationTrainer(overrides={**cached, **given})
+
+
+def test_a_cache_of_someone_else_is_named(cached, monkeypatch):
+    def open_other(file, *args, opened=os.open, **kwargs):
+        if str(file).endswith(".bin"):
+            raise PermissionError(13, "Permission denied")
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", open_other)
+    with pytest.raises(PermissionError, match=r"in .*\.bin: Permission denied. Let it be written to, or delete it."):
+        train(cached)
 
 
 def test_a_disk_without_room_is_named(cached, monkeypatch):

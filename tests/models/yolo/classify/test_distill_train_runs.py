@@ -213,23 +213,32 @@ def test_out_of_memory_halves_the_batch(where, overrides):
     assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
 
 
-@pytest.mark.parametrize("source", ["file", "self"])
-def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch):
+@pytest.mark.parametrize(
+    ("source", "overlap", "order"),
+    [
+        ("file", False, ["teacher", "student"]),
+        ("self", False, ["teacher", "student"]),
+        ("file", True, ["student", "teacher"]),  # both are in memory at a time
+    ],
+)
+def test_automatic_batch_sizes_count_the_teacher(source, overlap, order, overrides, monkeypatch):
     """What upstream profiles for `batch=-1` asks the teacher and computes every loss, and leaves the run as it was."""
     profiled = {}
 
     def check_train_batch_size(model, imgsz, **kwargs):
         before = copy.deepcopy(model.student.state_dict())
         copied = copy.deepcopy(model).train()
-        asked = []
+        asked, ended = [], []
         hook = trainer.teacher.first.model.register_forward_hook(
-            lambda module, args, output: asked.append(len(args[0]))
+            lambda module, args, output: asked.append(len(args[0])) or ended.append("teacher")
         )
+        copied.student.model[-1].register_forward_hook(lambda *args: ended.append("student"))
         total = copied(torch.rand(4, copied.yaml.get("channels", 3), imgsz, imgsz, requires_grad=True))
         total.sum().backward()
         hook.remove()
         profiled.update(
             asked=asked,
+            order=ended,
             without_gradient=[n for n, p in copied.named_parameters() if p.grad is None or not p.grad.any()],
             untouched=same(before, model.student.state_dict()) and all(p.grad is None for p in model.parameters()),
         )
@@ -238,10 +247,14 @@ def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch)
     monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", check_train_batch_size)
     settings = {**overrides, "batch": -1, "fraction": 0.2}
     trainer = DistillationClassificationTrainer(
-        overrides={**settings, "teacher": overrides["teacher"] if source == "file" else "self"}
+        overrides={
+            **settings,
+            "teacher": overrides["teacher"] if source == "file" else "self",
+            "teacher_overlap": overlap,
+        }
     )
     trainer.train()
-    assert profiled == {"asked": [4], "without_gradient": [], "untouched": True}
+    assert profiled == {"asked": [4], "order": order, "without_gradient": [], "untouched": True}
     assert trainer.batch_size == 16
     assert trainer.model.criterion is None
     assert not any(m._forward_hooks for m in trainer.model.modules())
@@ -438,6 +451,21 @@ def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch):
     shapes.clear()
     assert same(weights(compiled.last), weights(train(overrides).last))
     assert shapes == []
+
+
+def test_a_run_whose_teacher_is_channels_last(overrides, monkeypatch):
+    """As from 96 px on: the losses are those of the other format, and so are the weights up to rounding."""
+    settings = {**overrides, "imgsz": 96, "fraction": 0.2}
+    fast = train(settings)
+    monkeypatch.setattr("ultralytics.nn.teacher.CHANNELS_LAST", 1000)
+    slow = train(settings)
+    formats = [
+        t.teacher.first.model.model[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
+        for t in (fast, slow)
+    ]
+    assert formats == [True, False]
+    for name in ("train/loss", *(f"train/{loss}" for loss in DISTILLATION_LOSSES)):
+        assert float(rows(fast)[0][name]) == pytest.approx(float(rows(slow)[0][name]), rel=1e-3)
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from ultralytics.nn.taps import FeatureTaps
-from ultralytics.nn.teacher import SideStream
 from ultralytics.utils.distillation import DistillationLoss, GradientBalance
 
 if TYPE_CHECKING:
     from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+    from ultralytics.nn.teacher import SideStream
 
 __all__ = ("DistillationCriterion", "TrainingStep")
 
@@ -103,9 +103,12 @@ class TrainingStep(torch.nn.Module):
         trainer._place_teacher()
         taps = FeatureTaps(student, [level for level, _ in trainer.levels])
         try:
+            predictions = student(images) if trainer.distillation.teacher_overlap else None  # both are there at a time
             answer = trainer.teacher(images.detach())
+            if predictions is None:
+                predictions = student(images)
             every = torch.arange(len(images), device=images.device)
             criterion = replace(trainer._criterion(student, taps), loss=self.loss, balance=None)
-            return criterion(student(images), {"cls": 0 * every, "known": every, "teacher": answer})[0]
+            return criterion(predictions, {"cls": 0 * every, "known": every, "teacher": answer})[0]
         finally:
             taps.remove()

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
@@ -82,6 +84,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             ValueError: If an argument is out of range, or a teacher does not fit the dataset.
             FileNotFoundError: If a teacher's file does not exist.
             ImportError: If a teacher needs a library that is not installed.
+            OSError: If `teacher_cache=disk` has nowhere to write.
         """
         from_cfg, cfg = DistillationArgs.split(cfg2dict(cfg))
         given, overrides = DistillationArgs.split(overrides or {})
@@ -441,6 +444,10 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             with self._surviving("write its report"):
                 self._log([f"What the teacher did is in {write_report(self, pull)}"])
 
+    def _precision(self) -> AbstractContextManager:
+        """Return the autocast of upstream's training loop."""
+        return autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type)
+
     def _measure_pull(self, batches: int = 4) -> dict[str, float]:
         """Return the share of each weighted loss in the gradient where all of them meet, over some training batches."""
         student, loss = copy.deepcopy((unwrap_model(self.model), self.distillation_loss))
@@ -449,7 +456,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         for batch in islice(self.train_loader, batches):
             measured = GradientBalance()
             criterion = replace(self._criterion(student, taps), loss=loss, balance=measured)
-            with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
+            with self._precision():
                 batch = self.preprocess_batch(batch)
                 criterion(student(batch["img"]), {**batch, "teacher": self._ask(batch)})
             norms.update({k: float(norm) for k, norm in measured.norms.items()})
@@ -577,8 +584,12 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def _check_cache_folder(self) -> None:
         """Refuse a cache on disk that cannot be written."""
         folder = self._cache_folder
-        place = folder if folder.exists() else folder.parent
-        if self.distillation.teacher_cache == "disk" and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        place = folder if os.path.lexists(folder) else folder.parent
+        if (
+            self.distillation.teacher_cache == "disk"
+            and self.distillation.distill_alpha
+            and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK))
+        ):
             raise OSError(
                 f"'teacher_cache=disk' keeps the answers in '{folder}', where nothing can be written. Make '{place}' a "
                 f"folder that you may write to, or set 'teacher_cache=ram'."
@@ -618,24 +629,22 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         try:
             if file is not None:
                 file.parent.mkdir(exist_ok=True)
-            example = images.expand(min(self.batch_size, len(dataset)), -1, -1, -1)
-            cached = CachedTeacher(
-                self.teacher, example, len(dataset), args.teacher_views, args.temperature, file, compress
-            )
+            example = images.expand(self.train_loader.batch_size, -1, -1, -1)
+            with self._precision():
+                cached = CachedTeacher(
+                    self.teacher, example, len(dataset), args.teacher_views, args.temperature, file, compress
+                )
         except (OSError, MemoryError) as e:
+            too_large = isinstance(e, MemoryError) or e.errno == errno.ENOSPC
+            mend = "Set a smaller 'teacher_views', 'feature_distill=False attention_distill=False', or leave it out."
             raise type(e)(
                 f"'teacher_cache={args.teacher_cache}' cannot keep {args.teacher_views} views of {len(dataset):,} "
-                f"images: {getattr(e, 'strerror', None) or e}. Set a smaller 'teacher_views', 'feature_distill=False "
-                f"attention_distill=False', or leave it out."
+                f"images{'' if too_large else f' in {file}'}: {getattr(e, 'strerror', None) or e}. "
+                f"{mend if too_large else 'Let it be written to, or delete it.'}"
             ) from e
         self._log([f"The teacher's cache of {cached.cache.size / 1e6:,.1f} MB is in {file or 'memory'}."])
         if others := [x for x in file.parent.glob("*.bin") if x != file] if file else []:
-            self._log(
-                [
-                    f"{len(others)} more of {sum(x.stat().st_size for x in others) / 1e6:,.1f} MB are there; delete "
-                    f"those that no other run needs."
-                ]
-            )
+            self._log([f"{len(others)} more are there. Delete those that no run needs."])
         return cached
 
     def _cause(self, name: str) -> str:
