@@ -200,7 +200,6 @@ def measure_steps(
     batch: int,
     folder: Path,
     kinds: Iterable[str],
-    peers: Iterable[str] = ("timm", "torchdistill"),
 ) -> dict[str, Any]:
     """Time steps of every kind in turn, and return their medians and the ratios of these."""
     data, names = make_data(folder / "data", max(2 * batch, 4 * CLASSES), imgsz)
@@ -225,7 +224,7 @@ def measure_steps(
     runs = {"teacher": forward}
     for kind, trainer in trainers.items():
         runs[kind] = partial(step, trainer, inputs, trainer.model)
-    for name in peers if "response" in trainers else ():  # whose work they do
+    for name in PEERS if "response" in trainers else ():  # whose work they do
         trainer = prepare(make_trainer(overrides, "plain", teacher_file, given))
         try:
             teacher = YOLO(teacher_file).model.requires_grad_(False)  # as a user of theirs has it, not fused
@@ -275,7 +274,7 @@ def measure_pairs(
         names = {"teacher_model": teacher, "model": student}
         place = folder / pair.replace(">", "_")
         row = {"teacher": teacher, "student": student, "imgsz": imgsz, "batch": batch}
-        row |= measure_steps({**settings, **names}, given, imgsz, batch, place, ("plain", "distilled"), ())
+        row |= measure_steps({**settings, **names}, given, imgsz, batch, place, ("plain", "distilled"))
         row["parameters"] = sum(p.numel() for p in Teacher(place / "teacher.pt").model.parameters())
         rows.append(row)
     return rows

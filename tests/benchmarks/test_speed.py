@@ -15,18 +15,8 @@ speed = load_benchmark("speed")
 @pytest.mark.slow
 def test_runs(tmp_path, capsys):
     output, data = tmp_path / "speed.json", write_digits(tmp_path / "digits", train=4, val=2)
-    settings = [
-        "imgsz=32",
-        "batch=8",
-        "repeats=3",
-        "warmup=1",
-        "device=cpu",
-        "epochs=1",
-        "pairs=s>n",
-        f"data={data}",
-        "memory=1",
-    ]
-    speed.main([*settings, f"output={output}"])
+    settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "epochs=1", "memory=1", "pairs=s>n"]
+    speed.main([*settings, f"data={data}", f"output={output}"])
     report = json.loads(output.read_text())
     (result,), (pair,) = report["results"], report["pairs"]
     times = result["median_ms"]

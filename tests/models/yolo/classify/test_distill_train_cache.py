@@ -62,14 +62,20 @@ def cached(overrides, digits, tmp_path):
     }
 
 
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged."""
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lambda message, *args: lines.append(str(message)))
+    return lines
+
+
 def files(cached):
     return sorted((Path(cached["data"]) / "teacher_cache").glob("*.bin"))
 
 
 @pytest.mark.parametrize("where", ["ram", "disk", True])
-def test_the_teacher_is_asked_once_about_each_view(where, cached, monkeypatch):
-    said = []
-    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
+def test_the_teacher_is_asked_once_about_each_view(where, cached, said):
     trainer = train({**cached, "teacher_cache": where}, Asking)
     assert trainer.asked == 2 * 80
     assert (trainer._cached.cache.hits, trainer._cached.cache.misses) == (160, 160)
@@ -79,10 +85,9 @@ def test_the_teacher_is_asked_once_about_each_view(where, cached, monkeypatch):
     assert all(float(row[f"train/{name}"]) > 0 for row in rows(trainer) for name in DISTILLATION_LOSSES)
 
 
-def test_the_next_run_reads_what_is_there_and_is_the_same_run(cached, monkeypatch):
+def test_the_next_run_reads_what_is_there_and_is_the_same_run(cached, said):
     cold = train(cached, Asking)
-    said = []
-    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
+    said.clear()
     warm = train(cached, Asking)
     assert (cold.asked, warm.asked) == (160, 0)
     assert same(weights(cold.last), weights(warm.last))
@@ -139,11 +144,10 @@ def touch_an_image(settings, tmp_path):
     ],
     ids=["teacher", "image", "imgsz", "erasing", "teacher_imgsz", "views", "levels", "fraction"],
 )
-def test_answers_to_something_else_are_not_read(change, cached, tmp_path, monkeypatch):
+def test_answers_to_something_else_are_not_read(change, cached, tmp_path, said):
     settings = {**cached, "epochs": 1}
     train(settings)
-    said = []
-    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
+    said.clear()
     other = train({**settings, **change(settings, tmp_path)}, Asking)
     assert other.asked == len(other.train_loader.dataset)
     assert len(files(cached)) == 2

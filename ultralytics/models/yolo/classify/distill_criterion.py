@@ -103,10 +103,10 @@ class TrainingStep(torch.nn.Module):
         trainer._place_teacher()
         taps = FeatureTaps(student, [level for level, _ in trainer.levels])
         try:
-            predictions = student(images) if trainer.distillation.teacher_overlap else None  # both are there at a time
-            answer = trainer.teacher(images.detach())
-            if predictions is None:
-                predictions = student(images)
+            if trainer.distillation.teacher_overlap:  # both are in memory at a time
+                predictions, answer = student(images), trainer.teacher(images.detach())
+            else:
+                answer, predictions = trainer.teacher(images.detach()), student(images)
             every = torch.arange(len(images), device=images.device)
             criterion = replace(trainer._criterion(student, taps), loss=self.loss, balance=None)
             return criterion(predictions, {"cls": 0 * every, "known": every, "teacher": answer})[0]
