@@ -60,6 +60,7 @@ SETTINGS = {
     "epochs": 2,  # of each kind, in turn; 0 for none
     "memory": 3,  # processes of each kind, in turn; 0 for none
     "kinds": None,  # of steps; None for all
+    "threads": None,  # of steps on a CPU; None for upstream's
     "pairs": None,  # teacher>student,... by their size of yolo11, at the first image size
     "device": None,
     "amp": True,
@@ -68,6 +69,7 @@ SETTINGS = {
 KINDS = {
     "plain": None,
     "distilled": {},
+    "sequential": {"teacher_overlap": False},
     "compiled": {"teacher_compile": True},
     "overlapped": {"teacher_compile": "reduce-overhead", "teacher_overlap": True},  # on CUDA only
     "response": {"feature_distill": False, "attention_distill": False},
@@ -79,10 +81,13 @@ KINDS = {
         "teacher_views": 1,
     },
 }
-EPOCH_KINDS = ("plain", "distilled", "response", "cached", "cached response")
+EPOCH_KINDS = ("plain", "distilled", "sequential", "response", "cached", "cached response")
+MEMORY_KINDS = ("plain", "distilled", "sequential", "cached response")
 RATIOS = (
-    *((kind, ("plain", "teacher")) for kind in ("distilled", "compiled", "overlapped")),  # with the sum of its parts
+    # With the sum of its parts
+    *((kind, ("plain", "teacher")) for kind in ("distilled", "sequential", "compiled", "overlapped")),
     ("distilled", ("plain",)),
+    ("sequential", ("plain",)),
     ("response", ("plain",)),
     ("cached", ("plain",)),
     ("cached response", ("plain",)),
@@ -206,6 +211,8 @@ def measure_steps(
     overrides = make_overrides(settings, data, imgsz, batch, folder)
     teacher_file = make_teacher(settings["teacher_model"], names, folder / "teacher.pt")
     trainers = {kind: prepare(make_trainer(overrides, kind, teacher_file, given)) for kind in kinds}
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])  # only now, as each trainer sets upstream's
     plain = trainers["plain"]
     bare = Teacher(teacher_file).to(plain.device)
     x = torch.rand(batch, 3, imgsz, imgsz)
@@ -321,7 +328,7 @@ def measure_memory(settings: dict[str, Any], given: dict[str, Any], imgsz: int, 
     """Return the peak memory of processes of each kind, MB, and relative to plain ones."""
     if not settings["memory"]:
         return {}
-    peaks: dict[str, list[float]] = {kind: [] for kind in ("plain", "distilled", "cached response")}
+    peaks: dict[str, list[float]] = {kind: [] for kind in MEMORY_KINDS}
     for _ in range(settings["memory"]):
         for kind, values in peaks.items():
             arguments = [f"{k}={v}" for k, v in {**settings, **given, "imgsz": imgsz, "batch": batch}.items()]

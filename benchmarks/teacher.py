@@ -1,5 +1,5 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""What makes a teacher's answer faster? Memory format, precision and compiler against the network as it is.
+"""What makes a teacher's answer faster? Memory format, precision, compiler and pieces against the network as it is.
 
 Usage:
     python benchmarks/teacher.py
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from ultralytics.utils.torch_utils import select_device
 
 SETTINGS = {
     **{k: speed.SETTINGS[k] for k in ("imgsz", "batch", "repeats", "warmup", "model", "teacher_model", "device")},
-    "variants": "eager,channels_last,bf16,compile",
+    "variants": "eager,channels_last,bf16,compile,whole",
     "output": str(Path(__file__).with_name("teacher.json")),
 }
 
@@ -83,6 +84,8 @@ def variant(name: str, teacher: Teacher, device: torch.device, images: torch.Ten
         images = images.to(memory_format=torch.channels_last)
     elif name == "compile":
         teacher.compile(True, images.shape)
+    elif name == "whole":  # batches of any size at once
+        teacher.pixels_at_once = math.inf
     elif name not in {"eager", "bf16"}:
         raise ValueError(f"'variants={name}' is an invalid value. Valid variants are {SETTINGS['variants']}.")
 

@@ -21,13 +21,14 @@ def test_runs(tmp_path, capsys):
     (result,), (pair,) = report["results"], report["pairs"]
     times = result["median_ms"]
     assert all(value > 0 for value in times.values())
-    assert {"plain", "teacher", "distilled", "compiled", "response", "cached", "cached response"} <= times.keys()
+    assert times.keys() >= {"teacher", *speed.KINDS} - {"overlapped"}
     ratio = result["steps"]["distilled / (plain + teacher)"]["median"]
     assert ratio == pytest.approx(times["distilled"] / (times["plain"] + times["teacher"]))
     assert "overlapped" not in times
     assert result["epochs"].keys() == {f"{kind} / plain" for kind in speed.EPOCH_KINDS if kind != "plain"}
     assert all(epoch["median"] > 0 for epoch in result["epochs"].values())
     assert result["memory"]["plain, MB"] > 10
+    assert result["memory"].keys() == {"plain, MB", *(f"{kind} / plain" for kind in speed.MEMORY_KINDS[1:])}
     assert result["memory"]["distilled / plain"]["median"] > 1
     assert (pair["teacher"], pair["student"]) == ("yolo11s-cls.yaml", "yolo11n-cls.yaml")
     assert pair["parameters"] > 5e6
@@ -38,9 +39,15 @@ def test_runs(tmp_path, capsys):
 
 def test_a_sweep_measures_the_kinds_that_it_names(tmp_path, capsys):
     output = tmp_path / "sweep.json"
-    settings = ["imgsz=32,64", "batch=8,4", "repeats=2", "warmup=1", "device=cpu", "epochs=0", "memory=0"]
-    speed.main([*settings, "kinds=distilled", f"output={output}"])
-    results = json.loads(output.read_text())["results"]
+    settings = ["imgsz=32,64", "batch=8,4", "repeats=2", "warmup=1", "device=cpu", "epochs=0", "memory=0", "threads=3"]
+    before = torch.get_num_threads()
+    try:
+        speed.main([*settings, "kinds=distilled", f"output={output}"])
+    finally:
+        torch.set_num_threads(before)
+    report = json.loads(output.read_text())
+    results = report["results"]
+    assert report["machine"]["threads"] == 3
     assert [(r["imgsz"], r["batch"]) for r in results] == [(32, 8), (64, 4)]
     assert all({"teacher", "plain", "distilled"} <= r["median_ms"].keys() for r in results)
     assert all({"cached", "timm"}.isdisjoint(r["median_ms"]) for r in results)

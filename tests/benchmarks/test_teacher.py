@@ -11,10 +11,10 @@ benchmark = load_benchmark("teacher")
 def test_runs(tmp_path, capsys):
     output = tmp_path / "teacher.json"
     line = ["imgsz=32", "batch=4", "repeats=3", "warmup=1", "device=cpu", "teacher_model=yolo11n-cls.yaml"]
-    benchmark.main([*line, "variants=eager,channels_last,bf16", f"output={output}"])
+    benchmark.main([*line, "variants=eager,channels_last,bf16,whole", f"output={output}"])
     (result,) = json.loads(output.read_text())["results"]
     times = result["median_ms"]
-    assert list(times) == ["eager", "channels_last", "bf16"]
+    assert list(times) == ["eager", "channels_last", "bf16", "whole"]
     assert result["forward"]["eager"] == {"median": 1, "quartiles": [1, 1]}
     assert result["forward"]["bf16"]["median"] == pytest.approx(times["bf16"] / times["eager"])
     assert "| 32 | 4 |" in capsys.readouterr().out

@@ -1,12 +1,11 @@
 """What may teach, what is refused and in which words, and what a teacher answers."""
 
 import argparse
+import math
 import re
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from teachers import exported, seen
 from torch._inductor.utils import run_and_get_code
 from ultralytics import YOLO, settings
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.nn.teacher import SideStream, Teacher, TeacherEnsemble
+from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 
 DIGITS = [str(i) for i in range(10)]
 
@@ -153,38 +152,6 @@ def test_a_compiled_teacher_leaves_out_what_is_not_asked_for(teacher):
     assert "addmm" not in code
 
 
-class Streams:
-    """Stands in for CUDA's streams, and notes what they are told."""
-
-    def __init__(self, monkeypatch):
-        self.told, self.main, self.side = [], self.make("main"), self.make("side")
-        self.current = self.main
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self.side)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
-        monkeypatch.setattr(torch.cuda, "stream", self.use)
-        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: self.told.append(f"{stream.name} uses x"))
-
-    def make(self, name):
-        wait = lambda other: self.told.append(f"{name} waits for {other.name}")  # noqa: E731
-        return SimpleNamespace(name=name, device="cuda:0", wait_stream=wait)
-
-    @contextmanager
-    def use(self, stream):
-        before, self.current = self.current, stream
-        yield
-        self.current = before
-
-
-def test_a_teacher_beside_the_student_waits_and_is_waited_for(monkeypatch):
-    streams = Streams(monkeypatch)
-    beside = SideStream("cuda:0")
-    answer = beside(lambda x: streams.told.append(f"teacher on {streams.current.name}") or x + 1, torch.zeros(2))
-    assert answer.tolist() == [1, 1]
-    assert streams.told == ["side waits for main", "side uses x", "teacher on side"]
-    beside.wait()
-    assert streams.told[3:] == ["main waits for side"]
-
-
 def test_is_frozen_and_fused(teacher):
     frozen = Teacher(teacher)
     logits, features = frozen(torch.rand(2, 3, 32, 32))
@@ -209,6 +176,58 @@ def test_memory_format(imgsz, expected, teacher):
     images = torch.rand(4, 3, imgsz, imgsz)
     for a, b in zip((plain(images)[0], *plain(images)[1]), (fast(images)[0], *fast(images)[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+@pytest.mark.parametrize(
+    ("count", "imgsz", "own_size", "sizes"),
+    [
+        (16, 32, None, [16]),  # 16 x 32 x 32 pixels are the most at once
+        (17, 32, None, [9, 8]),
+        (40, 32, None, [14, 13, 13]),
+        (8, 32, 64, [4, 4]),  # of the size that it sees
+        (7, 128, None, [3, 2, 2]),  # never one image alone
+        (3, 128, None, [3]),
+        (1, 256, None, [1]),
+    ],
+)
+def test_large_batches_are_answered_in_pieces(count, imgsz, own_size, sizes, logits, teacher, monkeypatch):
+    monkeypatch.setattr("ultralytics.nn.teacher.PIXELS_AT_ONCE", 16 * 32 * 32)
+    pieces, whole = Teacher(teacher, imgsz=own_size).to(torch.device("cpu")), Teacher(teacher, imgsz=own_size)
+    seen = []
+    for each in (pieces, whole):
+        each.levels = list(each.find_levels(imgsz, 3).values())[-3:]
+    pieces.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    images = torch.rand(count, 3, imgsz, imgsz)
+    found, expected = pieces(images, logits), whole(images, logits)
+    assert seen == sizes
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert [x.stride() for x in found[1]] == [x.stride() for x in expected[1]]
+
+
+@pytest.mark.parametrize("where", ["vetted", "another device", "an exported file", "compiled for"])
+def test_batches_are_answered_whole(where, teacher, monkeypatch, tmp_path):
+    """Where two images have to be, where it gains nothing, or where the network is compiled for so many."""
+    monkeypatch.setattr("ultralytics.nn.teacher.PIXELS_AT_ONCE", 32)
+    compiles(monkeypatch)
+    whole = Teacher(exported(tmp_path, teacher, "onnx") if where == "an exported file" else teacher)
+    seen, images = [], torch.rand(6, 3, 32, 32)
+    whole.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    if where == "vetted":
+        whole.vet(32, 3)
+        assert seen == [2]
+        return
+    if where == "another device":
+        assert whole.to(torch.device("meta")).pixels_at_once == math.inf
+        return
+    whole.to(torch.device("cpu"))
+    if where == "compiled for":
+        whole.compile(True, images.shape)
+        whole(images[:5])
+        assert seen == [3, 2]  # those of another shape are not
+        seen.clear()
+    whole(images)
+    assert seen == [6]
 
 
 @pytest.mark.parametrize("name", ["yolov8n-cls", "yolo11m-cls", "yolo12n-cls", "yolo26n-cls", "yolov8n-cls-resnet50"])

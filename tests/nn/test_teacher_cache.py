@@ -167,7 +167,7 @@ def test_the_time_saved_is_that_of_the_answers_found(images, tmp_path):
         for _ in range(25):
             cached(images, index, view)
         assert cached.cache.misses == damaged
-        assert "it saved about 3 s" in cached.report
+        assert "it spared the teacher about 3 s" in cached.report
 
 
 @pytest.mark.parametrize(("loading", "said"), [(3.0, "The data loader took 75% of the time"), (0.5, None)])

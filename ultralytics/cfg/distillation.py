@@ -112,6 +112,9 @@ _RUN = _Kind(
 )
 _EPOCH = _Kind("int", lambda v: type(v) is int, "0 or greater", lambda v: v >= 0)
 _BOOL = _Kind("bool", lambda v: isinstance(v, bool), "True or False", lambda v: True)
+_OPTIONAL_BOOL = _Kind(
+    "None or bool", lambda v: v is None or isinstance(v, bool), "True, False or None", lambda v: True
+)
 _FRACTION = _Kind("int or float", _is_number, "between 0.0 and 1.0", lambda v: 0 <= v <= 1)
 _POSITIVE = _Kind("int or float", _is_number, "greater than 0", lambda v: 0 < v < math.inf)
 _WEIGHT = _Kind("int or float", _is_number, "0 or greater", lambda v: 0 <= v < math.inf)
@@ -197,8 +200,8 @@ class DistillationArgs:
     teacher_compile: bool | str = _parameter(
         _COMPILE, False, "Compile the teacher for full batches; see upstream's `compile`"
     )
-    teacher_overlap: bool = _parameter(
-        _BOOL, False, "On CUDA, ask the teacher while the student computes, which takes the memory of both at a time"
+    teacher_overlap: bool | None = _parameter(
+        _OPTIONAL_BOOL, None, "Ask the teacher while the student computes, in memory beside it; None = on a CPU only"
     )
     self_distill_start: int = _parameter(
         _EPOCH, 0, "Epoch, counted from 0, from which `teacher=self` teaches; before it training is plain"

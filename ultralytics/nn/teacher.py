@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from ultralytics.utils import WINDOWS
 from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.torch_utils import attempt_compile
 
-__all__ = ("SideStream", "Teacher", "TeacherEnsemble")
+__all__ = ("Teacher", "TeacherEnsemble")
 
 CUDA_GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of torch.compile
 CHANNELS_LAST = 96  # side of the images in pixels from which that memory format is faster on a CPU
+PIXELS_AT_ONCE = 1 << 20  # on a CPU; their maps are tens of MB, and larger ones the system has to find anew each time
 
 
 class Teacher:
@@ -46,6 +47,8 @@ class Teacher:
         has_features (bool): Whether feature maps can be read inside it.
         content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
         levels (Sequence[FeatureLevel]): The feature maps to return, none at first.
+        pixels_at_once (float): Above so many pixels a batch is answered in pieces of two images or more; infinite at
+            first, and where that gains nothing.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Teacher:
         if isinstance(self.model, ClassificationModel):
             self.model = self.model.fuse(verbose=False)
         self.levels: Sequence[FeatureLevel] = ()
+        self.pixels_at_once = math.inf
         self._mean, self._std = (
             torch.tensor(own if given is None else given, dtype=torch.float32).reshape(1, -1, 1, 1)
             for given, own in ((mean, opened.mean), (std, opened.std))
@@ -159,6 +163,7 @@ class Teacher:
         least = {"cpu": CHANNELS_LAST, "cuda": 1}.get(device.type, math.inf)
         if self._side >= least and not WINDOWS and isinstance(self.model, ClassificationModel):
             self.model.to(memory_format=torch.channels_last)
+        self.pixels_at_once = PIXELS_AT_ONCE if device.type == "cpu" and self.has_features else math.inf
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
@@ -189,6 +194,11 @@ class Teacher:
             features (list[Tensor]): One (B, c, h, w) map per level.
         """
         compiled = self._compiled if images.shape == self._compiled_shape else None
+        pixels = len(images) * math.prod((self.imgsz, self.imgsz) if self.imgsz else images.shape[-2:])
+        pieces = min(math.ceil(pixels / self.pixels_at_once), len(images) // 2)
+        if compiled is None and pieces > 1:
+            answers, maps = zip(*(self(piece, logits) for piece in images.tensor_split(pieces)), strict=True)
+            return torch.cat(answers), [torch.cat(level) for level in zip(*maps, strict=True)]
         if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
             images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", antialias=True)
         if self._normalizes:
@@ -391,28 +401,6 @@ class TeacherEnsemble:
             return self.first(images, logits=False)
         answers, features = self.answers(images)
         return average_logits(answers, self.weights[: len(answers)], self.temperature), features
-
-
-class SideStream:
-    """A CUDA stream on which a teacher answers while the student's stream goes on.
-
-    A call begins after all that the student's stream was given before it, and after `wait` that stream may read the
-    answer. So the memory of an answer, which belongs to this stream, is only written again once nobody reads it.
-    """
-
-    def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device)
-
-    def __call__(self, teacher: Callable[[Tensor], Any], images: Tensor) -> Any:
-        """Return a teacher's answer to images, to be read after `wait`."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        images.record_stream(self._stream)  # or they could be overwritten where nobody waits, as after an error
-        with torch.cuda.stream(self._stream):
-            return teacher(images)
-
-    def wait(self) -> None:
-        """Let the current stream go on only when all calls are answered."""
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
 
 def _hash_file(file: str) -> str:

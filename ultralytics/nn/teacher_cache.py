@@ -208,7 +208,7 @@ class CachedTeacher:
         hits, misses = self.cache.hits, self.cache.misses
         said = (
             f"the teacher's cache held {hits:,} of {hits + misses:,} answers asked for, and takes "
-            f"{self.cache.size / 1e6:.1f} MB; it saved about {hits * self._each:.0f} s."
+            f"{self.cache.size / 1e6:.1f} MB; it spared the teacher about {hits * self._each:.0f} s."
         )
         if self.waiting > self.training:
             said += (

@@ -186,7 +186,7 @@ def test_half_precision_trains(dtype, overrides):
 
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
-            seen.add(batch["teacher"][1][0].dtype)
+            seen.add(batch["teacher"]()[1][0].dtype)
             return batch
 
     before = torch.get_autocast_dtype("cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,6 @@ from ultralytics.utils.distillation import DistillationLoss, GradientBalance
 
 if TYPE_CHECKING:
     from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-    from ultralytics.nn.teacher import SideStream
 
 __all__ = ("DistillationCriterion", "TrainingStep")
 
@@ -23,8 +23,9 @@ __all__ = ("DistillationCriterion", "TrainingStep")
 class DistillationCriterion:
     """The student's criterion, a plain callable: `beta * own + alpha * sum_k weight_k * factor_k * loss_k`.
 
-    Where a batch has no `teacher`, an answer of logits (B, K) and feature maps, the teacher is silent: there the
-    student's own loss stands alone, as in plain training while `alpha` waits for the teacher, else still times `beta`.
+    Where a batch has no `teacher`, a function that gives its answer of logits (B, K) and feature maps, the teacher is
+    silent: there the student's own loss stands alone, as in plain training while `alpha` waits for the teacher, else
+    still times `beta`.
 
     Attributes:
         student_criterion (Callable): Upstream's own.
@@ -36,7 +37,6 @@ class DistillationCriterion:
             say in `known` which images show one of them.
         labelled (bool): Whether the labels mean anything.
         balance (GradientBalance | None): Measures the factors, 1 without.
-        beside (SideStream | None): Where the teacher answers, if not in the student's stream.
     """
 
     student_criterion: Any
@@ -47,7 +47,6 @@ class DistillationCriterion:
     classes: Tensor | None
     labelled: bool = True
     balance: GradientBalance | None = None
-    beside: SideStream | None = None
 
     def __call__(self, predictions: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total and the detached items, the student's own among them."""
@@ -67,11 +66,9 @@ class DistillationCriterion:
         if "teacher" not in batch:  # it is silent; before it has begun to teach, training is plain
             weight = 1.0 if self.alpha else self.beta
             return weight * student_loss, {**items, **dict.fromkeys(self.loss.weights, torch.zeros_like(student_loss))}
-        if self.beside is not None:
-            self.beside.wait()
         # The last that all losses come from; below a frozen map none of them teaches anything
         shared = next((x for x in student_features if x.requires_grad), predictions)
-        teacher_logits, teacher_features = batch["teacher"]
+        teacher_logits, teacher_features = batch["teacher"]()
         if self.classes is not None:
             known = batch["known"]
             predictions, teacher_logits = predictions[known][:, self.classes], teacher_logits[known]
@@ -103,10 +100,8 @@ class TrainingStep(torch.nn.Module):
         trainer._place_teacher()
         taps = FeatureTaps(student, [level for level, _ in trainer.levels])
         try:
-            if trainer.distillation.teacher_overlap:  # both are in memory at a time
-                predictions, answer = student(images), trainer.teacher(images.detach())
-            else:
-                answer, predictions = trainer.teacher(images.detach()), student(images)
+            seen = images.detach()
+            answer, predictions = trainer._beside(partial(trainer.teacher, seen), seen), student(images)
             every = torch.arange(len(images), device=images.device)
             criterion = replace(trainer._criterion(student, taps), loss=self.loss, balance=None)
             return criterion(predictions, {"cls": 0 * every, "known": every, "teacher": answer})[0]

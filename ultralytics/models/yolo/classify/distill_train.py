@@ -28,8 +28,9 @@ from ultralytics.models.yolo.classify.guarded import GuardedClassificationTraine
 from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
-from ultralytics.nn.teacher import SideStream, Teacher, TeacherEnsemble
+from ultralytics.nn.teacher import Teacher, TeacherEnsemble
 from ultralytics.nn.teacher_cache import CachedTeacher, cache_key
+from ultralytics.nn.teacher_overlap import Answer, SideStream, SideThread, at_once, usable_cores
 from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.checks import check_imgsz, check_model_file_from_stem
@@ -94,11 +95,11 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         self.distillation_loss: DistillationLoss | None = None
         self._taps: FeatureTaps | None = None
         self._cached: CachedTeacher | None = None
-        self._beside: SideStream | None = None
+        self._beside: Callable[[Callable[[], Answer], Tensor], Callable[[], Answer]] = at_once
         self._balance: GradientBalance | None = None
         self._labelled = True
         self._share = 1.0  # of distill_alpha, in the epoch
-        self._answer: tuple[Tensor, list[Tensor]] | None = None  # the teacher's to the last batch
+        self._answer: Callable[[], Answer] | None = None  # gives the teacher's to the last batch
         super().__init__(cfg, overrides, _callbacks)
         if RANK != -1:
             self.world_size = int(os.environ["WORLD_SIZE"])  # upstream counts this host's devices, torchrun all hosts'
@@ -339,6 +340,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         args, student, teacher = self.distillation, self.model, self.teacher
         if args.distill_alpha == 0:
             return ckpt
+        self._beside = self._open_beside()
         self._match_levels(student)
         with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
             self.distillation_loss = DistillationLoss(
@@ -375,6 +377,25 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
                 student.distill_adapters.load_state_dict(stored.state_dict())
         return ckpt
 
+    def _open_beside(self) -> Callable[[Callable[[], Answer], Tensor], Callable[[], Answer]]:
+        """Return where the teacher answers."""
+        args, device = self.distillation, self.device.type
+        compiled = self.args.compile or args.teacher_compile
+        obstacle = {
+            "cpu": "where a network is compiled on a CPU" if compiled else None,  # tracing reaches into other threads
+            "cuda": "with 'teacher_cache' on CUDA" if args.teacher_cache else None,  # the host waits to read it
+        }.get(device, f"on '{device}'")
+        if obstacle:
+            if args.teacher_overlap:
+                LOGGER.warning(f"'teacher_overlap=True' has no effect {obstacle}.")
+            return at_once
+        wanted = args.teacher_overlap
+        if wanted is None:
+            wanted = device == "cpu" and usable_cores() > 1
+        if not wanted:
+            return at_once
+        return SideThread() if device == "cpu" else SideStream(self.device)
+
     def _teachers_head(self) -> Callable[[Tensor], Tensor] | None:
         """Return the teacher's head as a function of its last level, if that is what the head is given."""
         network = self.teacher.first.model
@@ -401,12 +422,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             remove_report(self.save_dir)  # of an earlier run in this folder
         if not any(p.requires_grad for p in unwrap_model(self.model).model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
-        if self.distillation.teacher_overlap:
-            if self.device.type == "cuda" and not self.distillation.teacher_cache:
-                self._beside = SideStream(self.device)
-            else:
-                where = "with 'teacher_cache'" if self.distillation.teacher_cache else f"on '{self.device.type}'"
-                LOGGER.warning(f"'teacher_overlap=True' has no effect {where}.")
         self._attach()
         if self.distillation.teacher_cache and self.distillation_loss is not None:
             self._cached = self._open_cache()
@@ -474,7 +489,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             del ckpt["ema"].distill_adapters
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Add the teacher's answer, before the student's forward pass, so that their memory peaks do not add up."""
+        """Add what gives the teacher's answer, which is asked for before the student's forward pass."""
         labels = batch["cls"]
         batch = self._mix(super().preprocess_batch(batch))
         if self._partial:
@@ -492,12 +507,14 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         """Whether the teacher says nothing in this epoch."""
         return self._share == 0 or (self.self_distillation and self.epoch < self.distillation.self_distill_start)
 
-    def _ask(self, batch: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-        """Return the teacher's answer to a batch, kept from before if it is."""
+    def _ask(self, batch: dict[str, Any]) -> Callable[[], Answer]:
+        """Return what gives the teacher's answer to a batch, kept from before if it is."""
+        images = batch["img"]
         if self._cached is not None:
-            return self._cached(batch["img"], batch["index"], batch["view"])
-        ask = partial(self.teacher, logits=self.distillation.response_distill)
-        return self._beside(ask, batch["img"]) if self._beside else ask(batch["img"])
+            ask = partial(self._cached, images, batch["index"], batch["view"])
+        else:
+            ask = partial(self.teacher, images, logits=self.distillation.response_distill)
+        return self._beside(ask, images)
 
     def _mix(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Mix the images of a batch in pairs, as often as `mixup` and `cutmix` say; upstream's classifiers ignore them.
@@ -650,7 +667,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
     def _cause(self, name: str) -> str:
         """Return "teacher" for a loss that its answer made NaN or infinite."""
         if self._answer is not None and self.distillation_loss is not None and name in self.distillation_loss.weights:
-            logits, features = self._answer
+            logits, features = self._answer()
             if not all(x.isfinite().all() for x in (logits, *features)):
                 return "teacher"
         return super()._cause(name)
@@ -712,7 +729,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             torch.tensor(self.teacher.classes, device=self.device) if self._partial else None,
             self._labelled,
             self._balance,
-            self._beside,
         )
 
     @property
