@@ -34,8 +34,9 @@ class Asking(DistillationClassificationTrainer):
 class Uncached(DistillationClassificationTrainer):
     """The same views, each asked for every time, in full precision."""
 
-    def _open_cache(self):
-        cached = super()._open_cache()
+    def _setup_train(self):
+        super()._setup_train()
+        cached = self._cached
         cached.cache.read = None
 
         class Direct:
@@ -47,7 +48,7 @@ class Uncached(DistillationClassificationTrainer):
             def lap(self, event):
                 """Take no time."""
 
-        return Direct()
+        self._cached = Direct()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.data.views import RepeatableViews
 from ultralytics.data.wrapped import ReadableDataset
+from ultralytics.models.yolo.classify.distill_cache import check_cache_folder, open_cache
 from ultralytics.models.yolo.classify.distill_criterion import DistillationCriterion, TrainingStep
 from ultralytics.models.yolo.classify.distill_report import check_baseline, remove_report, without_folders, write_report
 from ultralytics.models.yolo.classify.guarded import GuardedClassificationTrainer
@@ -29,7 +29,7 @@ from ultralytics.nn.class_names import match_classes, read_names
 from ultralytics.nn.taps import FeatureLevel, FeatureTaps, find_levels, match_levels
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 from ultralytics.nn.teacher import Teacher, TeacherEnsemble
-from ultralytics.nn.teacher_cache import CachedTeacher, cache_key
+from ultralytics.nn.teacher_cache import CachedTeacher
 from ultralytics.nn.teacher_overlap import Answer, SideStream, SideThread, at_once, usable_cores
 from ultralytics.nn.teacher_sources import Source
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, IterableSimpleNamespace, colorstr
@@ -136,7 +136,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         source = self.args.data
         data = self.get_dataset()
         self.args.data = source  # callbacks and args.yaml see the data as given, until upstream resolves it
-        self._check_cache_folder()
+        check_cache_folder(self)
         if self.distillation.distill_beta == 0 and members is not None:
             self._take_classes_of(members[0])
         names = read_names(data["names"])
@@ -424,7 +424,7 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self._attach()
         if self.distillation.teacher_cache and self.distillation_loss is not None:
-            self._cached = self._open_cache()
+            self._cached = open_cache(self)
             for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
                 self.add_callback(event, lambda trainer, event=event: trainer._cached.lap(event))
         if self.distillation.teacher_check and RANK in {-1, 0}:
@@ -592,77 +592,6 @@ class DistillationClassificationTrainer(GuardedClassificationTrainer):
         if self._balance is not None:
             self._balance.load_state_dict(state["balance"])
         super()._restore(state)
-
-    @property
-    def _cache_folder(self) -> Path:
-        """Where the teacher's answers are kept on disk."""
-        return Path(self.data["train"]).parent / "teacher_cache"
-
-    def _check_cache_folder(self) -> None:
-        """Refuse a cache on disk that cannot be written."""
-        folder = self._cache_folder
-        place = folder if os.path.lexists(folder) else folder.parent
-        if (
-            self.distillation.teacher_cache == "disk"
-            and self.distillation.distill_alpha
-            and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK))
-        ):
-            raise OSError(
-                f"'teacher_cache=disk' keeps the answers in '{folder}', where nothing can be written. Make '{place}' a "
-                f"folder that you may write to, or set 'teacher_cache=ram'."
-            )
-
-    def _open_cache(self) -> CachedTeacher:
-        """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on."""
-        args, dataset = self.distillation, self.train_loader.dataset
-        file = None
-        # The top logits and the mass of the others are what `kl` needs, at the temperature that they were summed at
-        methods = {choice.method.name for choice in choose("response_method", args.response_method)}
-        compress = methods == {"kl"} and args.temperature_end in {None, args.temperature}
-        shape = 1, self.data["channels"], self._imgsz, self._imgsz
-        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        if args.teacher_cache == "disk":
-            root = Path(dataset.root)
-            logits, features = self.teacher(images)
-            key = cache_key(
-                teacher=args.teacher_hash,
-                # Two networks in Python may have the same weights and say different things
-                answer=[f"{value:.2e}" for x in (logits, *features) for value in (x.float().norm(), x.float().mean())],
-                source=self.teacher.source,
-                arguments=[args.teacher_imgsz, args.teacher_mean, args.teacher_std, args.teacher_weights],
-                temperature=args.temperature,
-                classes=[member.names for member in self.teacher.members] + [self.teacher.classes],
-                levels=[str(level) for _, level in self.levels],
-                images=[
-                    (os.path.relpath(f, root), x.st_size, x.st_mtime_ns, x.st_ctime_ns)
-                    for f, x in ((f, os.stat(f)) for f, *_ in dataset.samples)
-                ],
-                transforms=str(dataset.torch_transforms),
-                views=args.teacher_views,
-                amp=str(self.args.amp if self.amp else False),
-                compressed=compress,
-            )
-            file = self._cache_folder / f"{root.name}-{key}.bin"
-        try:
-            if file is not None:
-                file.parent.mkdir(exist_ok=True)
-            example = images.expand(self.train_loader.batch_size, -1, -1, -1)
-            with self._precision():
-                cached = CachedTeacher(
-                    self.teacher, example, len(dataset), args.teacher_views, args.temperature, file, compress
-                )
-        except (OSError, MemoryError) as e:
-            too_large = isinstance(e, MemoryError) or e.errno == errno.ENOSPC
-            mend = "Set a smaller 'teacher_views', 'feature_distill=False attention_distill=False', or leave it out."
-            raise type(e)(
-                f"'teacher_cache={args.teacher_cache}' cannot keep {args.teacher_views} views of {len(dataset):,} "
-                f"images{'' if too_large else f' in {file}'}: {getattr(e, 'strerror', None) or e}. "
-                f"{mend if too_large else 'Let it be written to, or delete it.'}"
-            ) from e
-        self._log([f"The teacher's cache of {cached.cache.size / 1e6:,.1f} MB is in {file or 'memory'}."])
-        if others := [x for x in file.parent.glob("*.bin") if x != file] if file else []:
-            self._log([f"{len(others)} more are there. Delete those that no run needs."])
-        return cached
 
     def _cause(self, name: str) -> str:
         """Return "teacher" for a loss that its answer made NaN or infinite."""
