@@ -66,29 +66,27 @@ SETTINGS = {
     "amp": True,
     "output": str(Path(__file__).with_name("speed.json")),
 }
+LOGITS = {"feature_distill": False, "attention_distill": False}
 KINDS = {
     "plain": None,
     "distilled": {},
     "sequential": {"teacher_overlap": False},
     "compiled": {"teacher_compile": True},
     "overlapped": {"teacher_compile": "reduce-overhead", "teacher_overlap": True},  # on CUDA only
-    "response": {"feature_distill": False, "attention_distill": False},
+    "response": LOGITS,
+    "sequential response": {**LOGITS, "teacher_overlap": False},
     "cached": {"teacher_cache": "ram", "teacher_views": 1},
-    "cached response": {
-        "feature_distill": False,
-        "attention_distill": False,
-        "teacher_cache": "ram",
-        "teacher_views": 1,
-    },
+    "cached response": {**LOGITS, "teacher_cache": "ram", "teacher_views": 1},
 }
 EPOCH_KINDS = ("plain", "distilled", "sequential", "response", "cached", "cached response")
-MEMORY_KINDS = ("plain", "distilled", "sequential", "cached response")
+MEMORY_KINDS = ("plain", "distilled", "sequential", "response", "sequential response", "cached response")
 RATIOS = (
     # With the sum of its parts
     *((kind, ("plain", "teacher")) for kind in ("distilled", "sequential", "compiled", "overlapped")),
     ("distilled", ("plain",)),
     ("sequential", ("plain",)),
     ("response", ("plain",)),
+    ("sequential response", ("plain",)),
     ("cached", ("plain",)),
     ("cached response", ("plain",)),
     ("timm", ("response",)),
