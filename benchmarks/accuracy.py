@@ -47,7 +47,7 @@ SETTINGS = {
     "teacher_train": 2500,  # training images per class
     "teacher_epochs": 10,
     "runs": None,  # name of a folder for the students' runs, which an interrupted benchmark goes on with
-    "output": str(Path(__file__).with_name("accuracy.json")),
+    "output": str(Path(__file__).with_name("results") / "accuracy.json"),
 }
 PROJECT = runs_folder() / "accuracy"
 TRAINING = {

@@ -35,7 +35,7 @@ from ultralytics.utils.distillation.metrics import calibration
 SETTINGS = {
     **ACCURACY,
     "seeds": (0, 1, 2, 3, 4),
-    "output": str(Path(__file__).with_name("evidence")),  # a folder
+    "output": str(Path(__file__).with_name("results") / "evidence"),  # a folder
     "experiments": None,  # separated by commas; all by default
 }
 FASHION = {"dataset": "fashion-mnist", "teacher_train": 2500, "teacher_epochs": 10}

@@ -31,7 +31,7 @@ from ultralytics.utils.distillation import methods
 
 SETTINGS = {
     **ACCURACY,
-    "output": str(Path(__file__).with_name("methods.json")),
+    "output": str(Path(__file__).with_name("results") / "methods.json"),
     "repeats": 20,  # timed steps of each row; 0 for none
     "chosen": None,  # rows, separated by commas; every method by default
 }

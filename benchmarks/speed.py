@@ -64,7 +64,7 @@ SETTINGS = {
     "pairs": None,  # teacher>student,... by their size of yolo11, at the first image size
     "device": None,
     "amp": True,
-    "output": str(Path(__file__).with_name("speed.json")),
+    "output": str(Path(__file__).with_name("results") / "speed.json"),
 }
 LOGITS = {"feature_distill": False, "attention_distill": False}
 KINDS = {

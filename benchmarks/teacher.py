@@ -37,7 +37,7 @@ from ultralytics.utils.torch_utils import select_device
 SETTINGS = {
     **{k: speed.SETTINGS[k] for k in ("imgsz", "batch", "repeats", "warmup", "model", "teacher_model", "device")},
     "variants": "eager,channels_last,bf16,compile,whole",
-    "output": str(Path(__file__).with_name("teacher.json")),
+    "output": str(Path(__file__).with_name("results") / "teacher.json"),
 }
 
 

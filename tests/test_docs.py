@@ -78,7 +78,7 @@ def test_the_methods_are_those_of_the_code_with_their_figures(document, argument
     _, _, table = manual.partition(f"| `{argument}=` |")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n\n")[0].splitlines()[2:]]
     assert [row[0].strip("`") for row in rows] == list(methods(argument))
-    measured = json.loads((ROOT / "benchmarks/methods.json").read_text())["summary"]
+    measured = json.loads((ROOT / "benchmarks/results/methods.json").read_text())["summary"]
     for (name, _, settings, top1, _), method in zip(rows, methods(argument).values(), strict=True):
         name = name.strip("`")
         row = measured[f"feature-{name}" if (argument, name) == ("feature_method", "mse") else name]
@@ -93,7 +93,7 @@ def test_the_methods_are_those_of_the_code_with_their_figures(document, argument
 def test_evidence_is_what_was_measured():
     """The tables are those that the benchmark prints, and the manual's are made of the same files."""
     evidence = load_benchmark("evidence")
-    files = {name: ROOT / "benchmarks" / "evidence" / f"{name}.json" for name in evidence.EXPERIMENTS}
+    files = {name: ROOT / "benchmarks" / "results" / "evidence" / f"{name}.json" for name in evidence.EXPERIMENTS}
     reports = {name: json.loads(file.read_text()) for name, file in files.items()}
     for report in reports.values():
         assert len(report["findings"]["gain"]["by seed"]) >= 5
@@ -110,7 +110,7 @@ def test_the_cost_of_a_step_is_what_was_measured():
     text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
     speed = load_benchmark("speed")
     for name in ("speed", "speed_threads", "teacher"):
-        results = json.loads((ROOT / f"benchmarks/{name}.json").read_text())["results"]
+        results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["results"]
         for key in {"steps", "forward"} & results[0].keys():
             for what in results[0][key].keys() - {"eager"}:
                 assert " | ".join(speed.show(row[key][what]) for row in results) in text, f"{name}: {what}"
