@@ -5,176 +5,38 @@ Usage:
     python benchmarks/accuracy.py source=path/to/idx/files
     python benchmarks/accuracy.py train=100 epochs=20 seeds=0,1,2,3,4 variants="plain,distilled,temperature=2"
 
-Arguments, as key=value: the settings below, and any training or distillation argument for the students. `dataset` is
-`fashion-mnist` or scikit-learn's `digits`; `source` is a folder with Fashion-MNIST's four `*-ubyte.gz` files, without
-which torchvision downloads them. `teacher` is a `.pt`; by default one is trained, once. A variant is `plain`,
-`distilled` (all defaults) or such arguments, separated by spaces. Results are written after every run, and an
-interrupted benchmark goes on where it stopped.
+Arguments, as key=value: the settings here and in paired_runs.py, and any training or distillation argument for the
+students. `dataset` is `fashion-mnist` or scikit-learn's `digits`; `source` is a folder with Fashion-MNIST's four
+`*-ubyte.gz` files, without which torchvision downloads them. `teacher` is a `.pt`; by default one is trained, once. A
+variant is `plain`, `distilled` (all defaults) or such arguments, separated by spaces. Results are written after every
+run, and an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from sklearn.model_selection import train_test_split
-from torchvision.datasets import FashionMNIST
+from ultralytics.cfg.distillation import parse_arguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
-from ultralytics.models.yolo.classify.distill_compare import evaluate, table, train_student, train_students
-from ultralytics.utils.files import increment_path
-from ultralytics.utils.patches import torch_load
-
-from distill_train_example import datasets_folder, load_digit_images, runs_folder, write_image_folder
+from benchmarks.common import RESULTS, read_settings
+from benchmarks.paired_runs import RUN_SETTINGS, compare
 
 SETTINGS = {
-    "dataset": "fashion-mnist",  # or digits
-    "source": None,  # folder of Fashion-MNIST's files
-    "train": 600,  # training images per class
-    "val": 200,  # validation images per class, of the test set
-    "seeds": (0, 1, 2),
+    **RUN_SETTINGS,
     "variants": "plain,distilled,response_distill=False,feature_distill=False,attention_distill=False",
-    "teacher": None,
-    "teacher_model": "yolo11s-cls.yaml",
-    "teacher_train": 2500,  # training images per class
-    "teacher_epochs": 10,
-    "runs": None,  # name of a folder for the students' runs, which an interrupted benchmark goes on with
-    "output": str(Path(__file__).with_name("results") / "accuracy.json"),
-}
-PROJECT = runs_folder() / "accuracy"
-TRAINING = {
-    "model": "yolo11n-cls.yaml",
-    "imgsz": 32,
-    "epochs": 8,
-    "batch": 64,
-    "optimizer": "AdamW",
-    "lr0": 0.002,
-    "plots": False,
+    "output": str(RESULTS / "accuracy.json"),
 }
 
 
 def main(arguments: list[str]) -> None:
     """Run the benchmark with `key=value` arguments."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    given = parse_arguments(arguments)
-    settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
+    settings, given = read_settings(arguments, __doc__, SETTINGS)
     names = [name.strip() for name in settings["variants"].split(",")]
     variants = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
     compare(settings, given, {**variants, **({"plain": None} if "plain" in variants else {})})
-
-
-def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str, dict[str, Any] | None]) -> dict:
-    """Train a student of each variant for each seed, and write and return the report.
-
-    Args:
-        settings (dict[str, Any]): The benchmark's own settings.
-        given (dict[str, Any]): Training and distillation arguments of all students.
-        variants (dict[str, dict[str, Any] | None]): Arguments of distilled training by name, None for plain training.
-
-    Returns:
-        (dict): What was written to `output`.
-    """
-    distillation, training = DistillationArgs.split({**TRAINING, **given})
-    seeds = np.atleast_1d(settings["seeds"]).tolist()
-    variants = {name: None if own is None else {**distillation, **own} for name, own in variants.items()}
-    for own in variants.values():
-        DistillationArgs(**DistillationArgs.split(own or {})[0])  # mistakes end here, before the first run
-    output = Path(settings["output"])
-
-    teacher = settings["teacher"] or train_teacher(settings, training)
-    data = write_dataset(settings, settings["train"])
-    names = ("dataset", "train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")
-    setting = {**asdict(DistillationArgs(**distillation)), **training, **{k: settings[k] for k in names}}
-    setting = json.loads(json.dumps(setting))  # as it is read back
-    report = {"setting": setting}
-    if output.exists():
-        earlier = json.loads(output.read_text())
-        newer = {**asdict(DistillationArgs()), "dataset": SETTINGS["dataset"]}  # arguments that the file may not have
-        if {**newer, **earlier["setting"]} == setting:
-            report = earlier
-    report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
-    project = PROJECT
-    if settings["runs"]:
-        project /= report.setdefault("runs", Path(increment_path(PROJECT / settings["runs"])).name)
-        training["exist_ok"] = True
-    variants = {name: None if own is None else {"teacher": str(teacher), **own} for name, own in variants.items()}
-    train_students(variants, {**training, "data": str(data), "project": str(project)}, seeds, report, output)
-    print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
-    print(table(report["summary"]))
-    print(f"Saved to {output}")
-    return report
-
-
-def train_teacher(settings: dict[str, Any], training: dict[str, Any]) -> Path:
-    """Train the teacher if it is not there yet, and return its checkpoint."""
-    name = f"teacher_{Path(settings['teacher_model']).stem}_{settings['teacher_train']}_{settings['teacher_epochs']}"
-    if settings["dataset"] != SETTINGS["dataset"]:
-        name += f"_{settings['dataset']}"
-    best = PROJECT / name / "weights" / "best.pt"
-    if not best.exists() or torch_load(best, map_location="cpu")["epoch"] != -1:  # -1 marks a finished training
-        overrides = {k: v for k, v in training.items() if k in {*TRAINING, "fliplr", "device"}}
-        overrides |= {
-            "model": settings["teacher_model"],
-            "data": str(write_dataset(settings, settings["teacher_train"])),
-            "epochs": settings["teacher_epochs"],
-            "project": str(PROJECT),
-            "exist_ok": True,
-        }
-        train_student(overrides, name)
-    return best
-
-
-def write_dataset(settings: dict[str, Any], train_count: int) -> Path:
-    """Write the first images of each class as an image folder, once, and return it."""
-    if settings["dataset"] == "digits":
-        return digits(train_count)
-    return fashion_mnist(settings["source"], train_count, settings["val"])
-
-
-def digits(train_count: int) -> Path:
-    """Write scikit-learn's digits, a fifth of each class for validation and `train_count` or all others to train."""
-    images, labels, names = load_digit_images()
-    train_x, val_x, train_y, val_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    chosen = np.concatenate([np.flatnonzero(train_y == c)[:train_count] for c in range(len(names))])
-    splits = {"train": (train_x[chosen], train_y[chosen]), "val": (val_x, val_y)}
-    return write_image_folder(datasets_folder() / f"digits-{train_count}", splits, names)
-
-
-def fashion_mnist(source: str | None, train_count: int, val_count: int) -> Path:
-    """Write the first images of each class as an image folder, once.
-
-    Args:
-        source (str | None): Folder with the four gzipped files, or None to let torchvision download them.
-        train_count (int): Training images per class.
-        val_count (int): Validation images per class, taken from the test set.
-
-    Returns:
-        (Path): The dataset folder.
-    """
-    raw = datasets_folder() / "FashionMNIST" / "raw"
-    if source is not None and not raw.is_dir():
-        raw.mkdir(parents=True)
-        for file in Path(source).glob("*-ubyte.gz"):
-            with gzip.open(file) as packed, (raw / file.stem).open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-    splits = {}
-    for split, is_train, count in (("train", True, train_count), ("val", False, val_count)):
-        dataset = FashionMNIST(datasets_folder(), train=is_train, download=True)
-        labels = dataset.targets.numpy()
-        chosen = np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(len(dataset.classes))])
-        splits[split] = dataset.data.numpy()[chosen], labels[chosen]
-    names = [name.replace("/", "-") for name in dataset.classes]
-    return write_image_folder(datasets_folder() / f"fashion-mnist-{train_count}-{val_count}", splits, names)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Usage:
 
 Each experiment is a pair of yolo11 sizes, teacher and student, on a dataset, with all labels or a part of them, and
 is written to `output`/NAME.json after every run; an interrupted one goes on where it stopped. Students of an
-experiment take as many steps, whatever part of the labels they have. Other arguments are those of accuracy.py.
+experiment take as many steps, whatever part of the labels they have. Other arguments are those of accuracy.py, but for
+`variants`.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import numpy as np
 import torch
-from accuracy import PROJECT, TRAINING, compare, train_teacher, write_dataset
-from accuracy import SETTINGS as ACCURACY
 from scipy import stats
 from torchvision.transforms.v2.functional import affine, gaussian_blur
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
-from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.data import ClassificationDataset
 from ultralytics.utils.distillation.metrics import calibration
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RESULTS, read_settings, write_results
+from benchmarks.paired_runs import PROJECT, RUN_SETTINGS, TRAINING, compare, train_teacher, write_dataset
+
 SETTINGS = {
-    **ACCURACY,
+    **RUN_SETTINGS,
     "seeds": (0, 1, 2, 3, 4),
-    "output": str(Path(__file__).with_name("results") / "evidence"),  # a folder
+    "output": str(RESULTS / "evidence"),  # a folder
     "experiments": None,  # separated by commas; all by default
 }
 FASHION = {"dataset": "fashion-mnist", "teacher_train": 2500, "teacher_epochs": 10}
@@ -66,10 +67,7 @@ CORRUPTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images 
 
 def main(arguments: list[str]) -> None:
     """Run the benchmark with `key=value` arguments."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    given = parse_arguments(arguments)
+    _, given = read_settings(arguments, __doc__, {})  # an experiment's settings stand between the defaults and these
     chosen = {**SETTINGS, **given}
     names, output = chosen["experiments"], Path(chosen["output"])
     output.mkdir(exist_ok=True)
@@ -80,7 +78,7 @@ def main(arguments: list[str]) -> None:
         report = compare(settings, own, {"plain": None, "distilled": {}})
         evaluate_all(report, settings, own)
         report["findings"] = findings(report)
-        Path(settings["output"]).write_text(json.dumps(report, indent=2) + "\n")
+        write_results(settings["output"], report)
     files = {name: output / f"{name}.json" for name in EXPERIMENTS}
     print(f"\n{table({name: json.loads(file.read_text()) for name, file in files.items() if file.exists()})}")
 

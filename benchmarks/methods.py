@@ -5,33 +5,31 @@ Usage:
     python benchmarks/methods.py source=path/to/idx/files
     python benchmarks/methods.py source=path/to/idx/files chosen=plain,dkd,mse+rkd seeds=0 repeats=0
 
-Accuracy is measured as by accuracy.py, whose arguments this takes too; only the losses of the row are on. The cost is
-that of a training step relative to one with `kl` alone, the median of `repeats` steps that are taken in turn.
+Accuracy is measured as by accuracy.py, whose arguments this takes too, but for `variants`; only the losses of the row
+are on. The cost is that of a training step relative to one with `kl` alone, the median of `repeats` steps that are
+taken in turn.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import speed
 import torch
-from accuracy import SETTINGS as ACCURACY
-from accuracy import TRAINING, compare
-from ultralytics.cfg.distillation import parse_arguments
-from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils.distillation import methods
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RESULTS, ratio, read_settings, take_turns, write_results
+from benchmarks.paired_runs import RUN_SETTINGS, TRAINING, compare
+from benchmarks.steps import make_data, make_overrides, make_teacher, make_trainer, prepare, step
+
 SETTINGS = {
-    **ACCURACY,
-    "output": str(Path(__file__).with_name("results") / "methods.json"),
+    **RUN_SETTINGS,
+    "output": str(RESULTS / "methods.json"),
     "repeats": 20,  # timed steps of each row; 0 for none
     "chosen": None,  # rows, separated by commas; every method by default
 }
@@ -39,18 +37,14 @@ SETTINGS = {
 
 def main(arguments: list[str]) -> None:
     """Run the benchmark with `key=value` arguments."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    given = parse_arguments(arguments)
-    settings = {k: given.pop(k, v) for k, v in SETTINGS.items()}
+    settings, given = read_settings(arguments, __doc__, SETTINGS)
     repeats, chosen = settings.pop("repeats"), settings.pop("chosen")
     every = ["plain", *methods("response_method"), *feature_names(), "kl+mse+attention"]
     names = chosen.split(",") if chosen else every
     report = compare(settings, given, {name: arguments_of(name) for name in names})
     if repeats:
         report["step / kl step"] = {**report.get("step / kl step", {}), **costs(names, repeats)}
-        Path(settings["output"]).write_text(json.dumps(report, indent=2) + "\n")
+        write_results(settings["output"], report)
         print("\n".join(f"{name}: {cost:.3f}" for name, cost in report["step / kl step"].items()))
 
 
@@ -81,25 +75,18 @@ def arguments_of(name: str) -> dict[str, Any] | None:
 def costs(names: list[str], repeats: int, imgsz: int = 32, batch: int = 64) -> dict[str, float]:
     """Return the time of a step with each method, relative to one with `kl`."""
     with tempfile.TemporaryDirectory() as folder:
-        data, classes = speed.make_data(Path(folder) / "data", 2 * batch, imgsz)
+        data, classes = make_data(Path(folder) / "data", 2 * batch, imgsz)
         settings = {"model": TRAINING["model"], "device": None, "amp": True}
-        overrides = speed.make_overrides(settings, data, imgsz, batch, Path(folder))
-        teacher = speed.make_teacher(SETTINGS["teacher_model"], classes, Path(folder) / "teacher.pt")
+        overrides = make_overrides(settings, data, imgsz, batch, Path(folder))
+        teacher = make_teacher(SETTINGS["teacher_model"], classes, Path(folder) / "teacher.pt")
         inputs = {"img": torch.rand(batch, 3, imgsz, imgsz), "cls": torch.arange(batch) % len(classes)}
         runs = {}
         for name in dict.fromkeys(["kl", *names]):
-            own = arguments_of(name)
-            if own is not None:
-                own = {**overrides, "teacher": str(teacher), "teacher_check": False, **own}
-                trainer = speed.prepare(DistillationClassificationTrainer(overrides=own))
-                runs[name] = partial(speed.step, trainer, inputs, trainer.model)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for i in range(repeats + 3):  # the first ones warm up
-            for name, run in runs.items():
-                seconds = speed.timed(run, torch.device("cpu"))
-                if i >= 3:
-                    times[name].append(seconds)
-    return {name: statistics.median(values) / statistics.median(times["kl"]) for name, values in times.items()}
+            if (own := arguments_of(name)) is not None:
+                trainer = prepare(make_trainer(overrides, own, teacher))
+                runs[name] = partial(step, trainer, inputs, trainer.model)
+        times = take_turns(runs, repeats, torch.device("cpu"), warmup=3)
+    return {name: ratio(values, times["kl"])["median"] for name, values in times.items()}
 
 
 if __name__ == "__main__":

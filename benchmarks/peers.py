@@ -1,5 +1,5 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""The distillation losses of other libraries, on the networks that speed.py trains; used by it, not run by itself."""
+"""The distillation losses of other libraries, on the networks that speed.py trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-CLASSES = 10
+from benchmarks.steps import CLASSES
 
 
 class Logits(torch.nn.Module):

@@ -13,46 +13,41 @@ process; reported are the medians and quartiles of their ratios to `eager`.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import numpy as np
-import speed
 import torch
 from ultralytics import YOLO
-from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.yolo.classify.distill_compare import machine
 from ultralytics.nn.taps import match_levels
 from ultralytics.nn.teacher import Teacher
 from ultralytics.utils.torch_utils import select_device
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RESULTS, medians, ratio, read_settings, table, take_turns, write_results
+from benchmarks.steps import CLASSES, STEP_SETTINGS, make_teacher
+
 SETTINGS = {
-    **{k: speed.SETTINGS[k] for k in ("imgsz", "batch", "repeats", "warmup", "model", "teacher_model", "device")},
+    **STEP_SETTINGS,
     "variants": "eager,channels_last,bf16,compile,whole",
-    "output": str(Path(__file__).with_name("results") / "teacher.json"),
+    "output": str(RESULTS / "teacher.json"),
 }
 
 
 def main(arguments: list[str]) -> None:
     """Run the benchmark with `key=value` arguments."""
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    given = parse_arguments(arguments)
-    settings = {**SETTINGS, **given}
-    output = Path(settings.pop("output"))
+    settings, given = read_settings(arguments, __doc__, SETTINGS)
+    output = settings.pop("output")
     sizes = zip(*(np.atleast_1d(settings[k]).tolist() for k in ("imgsz", "batch")), strict=False)
     results = [{"imgsz": imgsz, "batch": batch, **measure(settings, imgsz, batch)} for imgsz, batch in sizes]
-    print(f"\n{speed.table(results, 'forward')}")
-    output.write_text(json.dumps({"machine": machine(), "setting": settings, "results": results}, indent=2) + "\n")
+    print(f"\n{table(results, 'forward')}")
+    write_results(output, {"machine": machine(), "setting": {**settings, **given}, "results": results})
     print(f"Saved to {output}")
 
 
@@ -60,20 +55,19 @@ def measure(settings: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
     """Time the variants in turn, and return the ratios of each to the first."""
     device = select_device(settings["device"], verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        names = [str(c) for c in range(speed.CLASSES)]
-        teacher = Teacher(speed.make_teacher(settings["teacher_model"], names, Path(folder) / "teacher.pt"))
+        names = [str(c) for c in range(CLASSES)]
+        teacher = Teacher(make_teacher(settings["teacher_model"], names, Path(folder) / "teacher.pt"))
     levels = teacher.find_levels(imgsz, 3)
     teacher.levels = [level for _, level in match_levels(levels, levels)]
     images = torch.rand(batch, 3, imgsz, imgsz, device=device)
     runs = {name: variant(name, teacher, device, images) for name in settings["variants"].split(",")}
-    for _ in range(settings["warmup"]):
-        for run in runs.values():
-            run()
     student = YOLO(settings["model"]).model.to(device).train()
-    times = speed.take_turns(runs, settings["repeats"], device, lambda: student(images).sum().backward())
+    times = take_turns(
+        runs, settings["repeats"], device, settings["warmup"], before=lambda: student(images).sum().backward()
+    )
     first = next(iter(times.values()))
-    forward = {name: speed.ratio(values, first) for name, values in times.items()}
-    return {"median_ms": {k: 1000 * statistics.median(v) for k, v in times.items()}, "forward": forward}
+    forward = {name: ratio(values, first) for name, values in times.items()}
+    return {"median_ms": medians(times), "forward": forward}
 
 
 def variant(name: str, teacher: Teacher, device: torch.device, images: torch.Tensor) -> Callable[[], Any]:

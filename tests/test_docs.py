@@ -108,12 +108,12 @@ def test_evidence_is_what_was_measured():
 
 def test_the_cost_of_a_step_is_what_was_measured():
     text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
-    speed = load_benchmark("speed")
+    show = load_benchmark("common").show
     for name in ("speed", "speed_threads", "teacher"):
         results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["results"]
         for key in {"steps", "forward"} & results[0].keys():
             for what in results[0][key].keys() - {"eager"}:
-                assert " | ".join(speed.show(row[key][what]) for row in results) in text, f"{name}: {what}"
+                assert " | ".join(show(row[key][what]) for row in results) in text, f"{name}: {what}"
 
 
 def test_links_lead_somewhere():
