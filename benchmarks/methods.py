@@ -85,7 +85,7 @@ def costs(names: list[str], repeats: int, imgsz: int = 32, batch: int = 64) -> d
             if (own := arguments_of(name)) is not None:
                 trainer = prepare(make_trainer(overrides, own, teacher))
                 runs[name] = partial(step, trainer, inputs, trainer.model)
-        times = take_turns(runs, repeats, torch.device("cpu"), warmup=3)
+        times = take_turns(runs, repeats, trainer.device, warmup=3)
     return {name: ratio(values, times["kl"])["median"] for name, values in times.items()}
 
 

@@ -1,8 +1,10 @@
-"""The benchmark of methods: which arguments a row stands for; and one real, tiny run."""
+"""The benchmark of methods: which arguments a row stands for; how steps are timed; and one real, tiny run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import load_benchmark, write_idx
 from ultralytics.utils.distillation import methods
 
@@ -39,6 +41,19 @@ def test_every_method_has_a_row():
     assert sorted(name for own in chosen for name in own) == sorted(
         [*methods("response_method"), *methods("feature_method")]
     )
+
+
+def test_steps_are_timed_with_the_work_of_their_device(monkeypatch):
+    """A trainer stands in that says it is on CUDA, so that waiting for the device can be seen on any machine."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: calls.append(f"wait for {device}"))
+    trainer = SimpleNamespace(device=torch.device("cuda:0"), model=None)
+    monkeypatch.setattr(benchmark, "make_trainer", lambda *args: trainer)
+    monkeypatch.setattr(benchmark, "prepare", lambda trainer: trainer)
+    monkeypatch.setattr(benchmark, "step", lambda *args: calls.append("step"))
+    costs = benchmark.costs(["plain", "dkd"], repeats=2)
+    assert costs.keys() == {"kl", "dkd"}
+    assert calls == ["step"] * 6 + ["wait for cuda:0", "step", "wait for cuda:0"] * 4  # 3 rounds warm up
 
 
 @pytest.mark.slow
