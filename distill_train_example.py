@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from ultralytics.cfg import get_cfg
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.data import ClassificationDataset
 from ultralytics.data.utils import check_cls_dataset
-from ultralytics.models.yolo.classify.distill_compare import train_student
-from ultralytics.nn.class_names import read_names
-from ultralytics.nn.teacher import Teacher, TeacherEnsemble
+from ultralytics.engine.distillation.compare import train_student
+from ultralytics.engine.distillation.run_files import whole_files
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.class_names import read_names
+from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.files import increment_path
@@ -56,6 +57,7 @@ def compare(settings: dict[str, Any]) -> Path:
     Returns:
         (Path): The folder that holds the three runs and the plot.
     """
+    trainer_class = DistillationClassificationTrainer
     teacher, teacher_epochs = settings.pop("teacher"), settings.pop("teacher_epochs")
     distillation, training = DistillationArgs.split(settings)
     is_trained = not str(teacher).endswith((".yaml", ".yml"))
@@ -66,10 +68,10 @@ def compare(settings: dict[str, Any]) -> Path:
     training["project"] = str(folder)
 
     if not is_trained:
-        rows.append(train_student({**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
+        rows.append(train_student(trainer_class, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]
-    rows.append(train_student(training, "plain"))
-    rows.append(train_student({**training, **distillation, "teacher": teacher}, "distilled"))
+    rows.append(train_student(trainer_class, training, "plain"))
+    rows.append(train_student(trainer_class, {**training, **distillation, "teacher": teacher}, "distilled"))
 
     LOGGER.info(f"\n{'':<12}{'parameters':>12}{'top-1':>8}{'top-5':>8}{'seconds':>9}")
     for row in rows:
@@ -89,7 +91,7 @@ def measure(args: DistillationArgs, training: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a trained teacher, or several, on the validation images whose classes they know."""
     data = check_cls_dataset(training["data"], training.get("split") or "val")
     settings = get_cfg(overrides=training)
-    teacher = TeacherEnsemble([Teacher(**given) for given in args.per_teacher()], args.teacher_weights)
+    teacher = TeacherEnsemble([ClassificationTeacher(**given) for given in args.per_teacher()], args.teacher_weights)
     teacher.vet(settings.imgsz, data["channels"])
     row = {"name": "teacher", "seconds": float("nan"), "top1": float("nan"), "top5": float("nan")}
     row["parameters"] = sum(p.numel() for member in teacher.members for p in member.model.parameters())
@@ -163,13 +165,12 @@ def write_image_folder(folder: Path, splits: dict[str, tuple[np.ndarray, Iterabl
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+    with whole_files(folder.parent, partial=f".{folder.name}.{os.getpid()}") as partial:  # several may write it at once
         for split, (images, labels) in splits.items():
             for name in names:
-                (Path(partial) / folder.name / split / name).mkdir(parents=True)
+                (partial / folder.name / split / name).mkdir(parents=True)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                Image.fromarray(image).save(Path(partial) / folder.name / split / names[label] / f"{i:05}.png")
-        os.replace(Path(partial) / folder.name, folder)
+                Image.fromarray(image).save(partial / folder.name / split / names[label] / f"{i:05}.png")
     return folder
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.engine.distillation.compare import compare
 from ultralytics.models.yolo.classify import ClassificationTrainer
-from ultralytics.models.yolo.classify.distill_compare import compare
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, SETTINGS
 
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
             )
     check_cuda()
     if comparing:
-        compare(settings)
+        compare(DistillationClassificationTrainer, settings)
         return None
     return train_with_distillation(settings) if use_distillation else train_normal(settings)
 

@@ -14,7 +14,8 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import FashionMNIST
 from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.models.yolo.classify.distill_compare import evaluate, table, train_student, train_students
+from ultralytics.engine.distillation.compare import evaluate, table, train_student, train_students
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
 
@@ -73,13 +74,23 @@ def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str,
         newer = {**asdict(DistillationArgs()), "dataset": RUN_SETTINGS["dataset"]}  # what the file may not have
         if {**newer, **earlier["setting"]} == setting:
             report = earlier
-    report.setdefault("teacher_top1", 100 * evaluate(str(teacher), {**training, "data": str(data)})["top1"])
+    report.setdefault(
+        "teacher_top1",
+        100 * evaluate(DistillationClassificationTrainer, str(teacher), {**training, "data": str(data)})["top1"],
+    )
     project = PROJECT
     if settings["runs"]:
         project /= report.setdefault("runs", Path(increment_path(PROJECT / settings["runs"])).name)
         training["exist_ok"] = True
     variants = {name: None if own is None else {"teacher": str(teacher), **own} for name, own in variants.items()}
-    train_students(variants, {**training, "data": str(data), "project": str(project)}, seeds, report, output)
+    train_students(
+        DistillationClassificationTrainer,
+        variants,
+        {**training, "data": str(data), "project": str(project)},
+        seeds,
+        report,
+        output,
+    )
     print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
     print(table(report["summary"]))
     print(f"Saved to {output}")
@@ -101,7 +112,7 @@ def train_teacher(settings: dict[str, Any], training: dict[str, Any]) -> Path:
             "project": str(PROJECT),
             "exist_ok": True,
         }
-        train_student(overrides, name)
+        train_student(DistillationClassificationTrainer, overrides, name)
     return best
 
 

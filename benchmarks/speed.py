@@ -28,8 +28,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from ultralytics import YOLO
-from ultralytics.models.yolo.classify.distill_compare import machine
-from ultralytics.nn.teacher import Teacher
+from ultralytics.engine.distillation.compare import machine
+from ultralytics.nn.distillation.classifier import ClassificationTeacher
 from ultralytics.utils.torch_utils import select_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -135,7 +135,7 @@ def measure_steps(
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])  # only now, as each trainer sets upstream's
     plain = trainers["plain"]
-    bare = Teacher(teacher_file).to(plain.device)
+    bare = ClassificationTeacher(teacher_file).to(plain.device)
     x = torch.rand(batch, 3, imgsz, imgsz)
     inputs = {
         "img": x,
@@ -191,7 +191,7 @@ def measure_pairs(
         place = folder / pair.replace(">", "_")
         row = {"teacher": teacher, "student": student, "imgsz": imgsz, "batch": batch}
         row |= measure_steps({**settings, **names}, given, imgsz, batch, place, ("plain", "distilled"))
-        row["parameters"] = sum(p.numel() for p in Teacher(place / "teacher.pt").model.parameters())
+        row["parameters"] = sum(p.numel() for p in ClassificationTeacher(place / "teacher.pt").model.parameters())
         rows.append(row)
     return rows
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from ultralytics import YOLO
-from ultralytics.models.yolo.classify.distill_compare import machine
-from ultralytics.nn.taps import match_levels
-from ultralytics.nn.teacher import Teacher
+from ultralytics.engine.distillation.compare import machine
+from ultralytics.nn.distillation.classifier import ClassificationTeacher
+from ultralytics.nn.distillation.taps import match_levels
 from ultralytics.utils.torch_utils import select_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -56,7 +56,7 @@ def measure(settings: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
     device = select_device(settings["device"], verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         names = [str(c) for c in range(CLASSES)]
-        teacher = Teacher(make_teacher(settings["teacher_model"], names, Path(folder) / "teacher.pt"))
+        teacher = ClassificationTeacher(make_teacher(settings["teacher_model"], names, Path(folder) / "teacher.pt"))
     levels = teacher.find_levels(imgsz, 3)
     teacher.levels = [level for _, level in match_levels(levels, levels)]
     images = torch.rand(batch, 3, imgsz, imgsz, device=device)
@@ -70,7 +70,7 @@ def measure(settings: dict[str, Any], imgsz: int, batch: int) -> dict[str, Any]:
     return {"median_ms": medians(times), "forward": forward}
 
 
-def variant(name: str, teacher: Teacher, device: torch.device, images: torch.Tensor) -> Callable[[], Any]:
+def variant(name: str, teacher: ClassificationTeacher, device: torch.device, images: torch.Tensor) -> Callable[[], Any]:
     """Return what answers the images in one of the ways."""
     teacher = copy.deepcopy(teacher).to(device)
     if name == "channels_last":

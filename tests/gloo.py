@@ -58,6 +58,7 @@ class GlooTrainer(DistillationClassificationTrainer):
         return saved
 
     def final_eval(self):
+        cached = getattr(self.distiller, "cached", None)
         report = {
             "weights": self.model.module.state_dict(),
             "begun": self.begun,
@@ -67,7 +68,7 @@ class GlooTrainer(DistillationClassificationTrainer):
             "batch": self.train_loader.batch_size,
             "world_size": self.world_size,
             "save_dir": str(self.save_dir),
-            **({"hits": self._cached.cache.hits, "misses": self._cached.cache.misses} if self._cached else {}),
+            **({"hits": cached.cache.hits, "misses": cached.cache.misses} if cached else {}),
         }
         torch.save(report, Path(self.args.project) / f"rank{RANK}.pt")
         super().final_eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import rows, train
 from ultralytics import YOLO
+from ultralytics.engine.distillation.run_files import claim_folder
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,11 +36,10 @@ def test_many_runs_claim_a_folder_each(overrides):
     folders, start = [], threading.Barrier(8)
 
     def claim():
-        trainer = DistillationClassificationTrainer.__new__(DistillationClassificationTrainer)
-        trainer.args, trainer.resume = args_of(overrides), False
+        args = args_of(overrides)
         start.wait()
-        trainer._claim_folder()
-        folders.append(trainer.args.save_dir)
+        claim_folder(args)
+        folders.append(args.save_dir)
 
     threads = [threading.Thread(target=claim) for _ in range(8)]
     for thread in threads:

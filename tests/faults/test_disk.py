@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import rows, same, train, weights
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.nn.teacher_cache import TeacherCache
+from ultralytics.nn.distillation.cache import TeacherCache
 
 pytestmark = pytest.mark.slow
 

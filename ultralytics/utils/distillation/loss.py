@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ultralytics.utils.distillation.features import pair_maps
 from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import Choice, choose
+from ultralytics.utils.distillation.weighting import weigh
 
 __all__ = ("DistillationLoss",)
 
@@ -150,7 +151,7 @@ class DistillationLoss(nn.Module):
             ValueError: If shapes disagree between student, teacher and the channels given at construction.
         """
         losses = self.losses(student_logits, teacher_logits, student_features, teacher_features, labels)
-        total = sum((self.weights[name] * loss for name, loss in losses.items()), student_logits.new_zeros(()))
+        total = sum(weigh(losses, self.weights).values(), student_logits.new_zeros(()))
         return total, {name: loss.detach() for name, loss in losses.items()}
 
     def losses(

@@ -17,16 +17,15 @@ import torch
 from helpers import DISTILLATION_LOSSES, TRAINING, train
 from ultralytics import YOLO
 from ultralytics.data import ClassificationDataset
-from ultralytics.models.yolo.classify import ClassificationTrainer, distill_train
-from ultralytics.models.yolo.classify.distill_charts import Example, draw_classes, draw_examples
-from ultralytics.models.yolo.classify.distill_report import (
-    _losses,
-    check_baseline,
-    find_baseline,
-    read_curve,
-    without_folders,
-)
+from ultralytics.engine.distillation import trainer as distillation_trainer
+from ultralytics.engine.distillation.report.baseline import check_baseline, find_baseline, read_curve
+from ultralytics.engine.distillation.report.charts import Example, draw_classes, draw_examples
+from ultralytics.engine.distillation.report.run import FinishedRun, read_losses
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_report import TOP1
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.sources.base import without_folders
+from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import LOGGER, YAML
 
 CHARTS = {"accuracy", "losses", "classes", "calibration", "examples"}
@@ -96,8 +95,14 @@ def test_accuracy_is_upstreams(summary, reported):
     assert summary["networks"]["student"]["top1"] == pytest.approx(reported.metrics["metrics/accuracy_top1"], abs=1e-6)
 
 
+def losses_of(trainer):
+    """Return the losses of a run's epochs, as they were and weighted."""
+    rows, loss = trainer.read_results_csv(), trainer.distiller.loss
+    return read_losses(FinishedRun(trainer.plan, trainer.save_dir, trainer.best, loss, [], trainer.device, rows, {}))
+
+
 def test_weighted_losses(reported):
-    raw, weighted = _losses(reported)
+    raw, weighted = losses_of(reported)
     with reported.csv.open() as file:
         written = list(csv.DictReader(file))
     for name, weight in {"loss": 0.3, "response_loss": 0.7, "feature_loss": 0.7 * 50, "attention_loss": 7}.items():
@@ -243,7 +248,7 @@ def test_a_report_that_fails_takes_nothing_away(overrides, monkeypatch):
 
     warnings = []
     monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
-    monkeypatch.setattr(distill_train, "write_report", fail)
+    monkeypatch.setattr(distillation_trainer, "write_report", fail)
     trainer = train({**overrides, "fraction": 0.2, "plots": True})
     assert [w for w in warnings if "No space left on device" in w]
     assert YOLO(trainer.best).model is not None
@@ -280,7 +285,7 @@ DIGITS = [str(c) for c in range(10)]
 )
 def test_a_baseline_is_found(arguments, found, beside):
     run, other = beside(**arguments)
-    assert find_baseline(run, DIGITS, 32) == (other if found else None)
+    assert find_baseline(run, DIGITS, 32, ClassificationModel) == (other if found else None)
 
 
 @pytest.mark.parametrize("fault", ["no results", "bad arguments", "no mapping", "bad weights"])
@@ -293,7 +298,7 @@ def test_what_cannot_be_read_is_no_baseline(fault, beside):
         (other / "weights" / "best.pt").write_bytes(b"PK")
     else:
         (other / "args.yaml").write_text("a: [" if fault == "bad arguments" else "- a")
-    assert find_baseline(run, DIGITS, 32) == good
+    assert find_baseline(run, DIGITS, 32, ClassificationModel) == good
 
 
 @pytest.mark.parametrize(
@@ -311,7 +316,7 @@ def test_what_cannot_be_compared_is_no_baseline(given, words, beside):
         best = other / "weights" / "best.pt"
         torch.save({**torch.load(best, weights_only=False), "epoch": 1}, best)
     with pytest.raises(ValueError, match=words):
-        check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32))
+        check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32), ClassificationModel)
 
 
 def test_names_that_are_formulas_and_long_names_are_drawn(tmp_path):
@@ -323,7 +328,7 @@ def test_names_that_are_formulas_and_long_names_are_drawn(tmp_path):
 
 def test_epochs_that_were_not_validated_are_no_measurements(overrides):
     trainer = train({**overrides, "val": False, "epochs": 3, "fraction": 0.2, "plots": True})
-    curve = read_curve(trainer.save_dir)
+    curve = read_curve(trainer.save_dir, TOP1.column)
     assert np.isnan(curve).tolist() == [True, True, False]
     assert not any("rose" in x for x in json.loads((trainer.save_dir / "distillation.json").read_text())["findings"])
 
@@ -346,7 +351,7 @@ def test_a_run_of_which_only_the_end_is_left_has_one(overrides):
     assert a["networks"]["student"]["top1"] == b["networks"]["student"]["top1"]
     assert a["pull"] == pytest.approx(b["pull"], abs=0.1)  # of other views of the images
     assert resumed.distillation_loss.temperature == 2
-    raw, weighted = _losses(resumed)
+    raw, weighted = losses_of(resumed)
     assert len(raw["feature_loss"]) == 2
     assert weighted["feature_loss"][1] != pytest.approx(0.7 * raw["feature_loss"][1], rel=0.05)  # it was balanced
 

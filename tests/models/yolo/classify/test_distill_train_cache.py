@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
 from ultralytics import YOLO
+from ultralytics.engine.distillation.criterion import KEY
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER
 
@@ -22,7 +23,7 @@ class Asking(DistillationClassificationTrainer):
         hook = self.teacher.first.model.register_forward_hook(self._count)
         try:
             batch = super().preprocess_batch(batch)
-            batch["teacher"]()
+            batch[KEY].answer()
             return batch
         finally:
             hook.remove()
@@ -36,7 +37,7 @@ class Uncached(DistillationClassificationTrainer):
 
     def _setup_train(self):
         super()._setup_train()
-        cached = self._cached
+        cached = self.distiller.cached
         cached.cache.read = None
 
         class Direct:
@@ -48,7 +49,7 @@ class Uncached(DistillationClassificationTrainer):
             def lap(self, event):
                 """Take no time."""
 
-        self._cached = Direct()
+        self.distiller.cached = Direct()
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def files(cached):
 def test_the_teacher_is_asked_once_about_each_view(where, cached, said):
     trainer = train({**cached, "teacher_cache": where}, Asking)
     assert trainer.asked == 2 * 80
-    assert (trainer._cached.cache.hits, trainer._cached.cache.misses) == (160, 160)
+    assert (trainer.distiller.cached.cache.hits, trainer.distiller.cached.cache.misses) == (160, 160)
     assert trainer.args.teacher_cache == ("disk" if where == "disk" else "ram")
     assert len(files(cached)) == (where == "disk")
     assert any("held 160 of 320 answers" in line and "MB" in line for line in said)

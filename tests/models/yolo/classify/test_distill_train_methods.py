@@ -9,9 +9,10 @@ import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights, write_digits
 from torch.nn import functional as F
 from ultralytics import YOLO
-from ultralytics.models.yolo.classify import distill_train
+from ultralytics.engine.distillation.criterion import KEY
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER
 from ultralytics.utils.distillation import feature_method, methods, registry, response_method
 
 NONE = {"response_distill": False, "feature_distill": False, "attention_distill": False}
@@ -171,7 +172,7 @@ def test_mixed_images_reach_both_networks_with_mixed_labels(how, overrides):
         on_train_batch_end=lambda t: losses.append(t.loss_items["loss"].item()),
     )
     for images, labels, batch in seen:
-        mixed = batch["mixed_cls"]
+        mixed = batch[KEY].targets["cls"]
         assert torch.allclose(mixed.sum(1), torch.ones(len(mixed)))
         share = mixed[labels != labels.roll(1), labels[labels != labels.roll(1)]][0]
         expected = share * F.one_hot(labels, 10) + (1 - share) * F.one_hot(labels.roll(1), 10)
@@ -194,8 +195,8 @@ def test_the_teacher_answers_the_mixed_images_and_some_batches_stay_as_they_are(
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
             logits, _ = self.teacher(batch["img"])
-            assert torch.equal(logits, batch["teacher"]()[0])
-            kinds.append("mixed_cls" in batch)
+            assert torch.equal(logits, batch[KEY].answer()[0])
+            kinds.append("cls" in batch[KEY].targets)
             return batch
 
     trainer = train({**overrides, "batch": 8, "mixup": 0.3, "cutmix": 0.3}, Watched)
@@ -212,9 +213,9 @@ def test_a_teacher_of_some_classes_judges_mixtures_of_those(overrides, tmp_path)
     class Watched(DistillationClassificationTrainer):
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
-            shares = batch.get("mixed_cls", F.one_hot(batch["cls"], 10))
+            shares = batch[KEY].targets.get("cls", F.one_hot(batch["cls"], 10))
             expected = (shares[:, :7].sum(1) > 0.9999).nonzero()[:, 0]
-            assert torch.equal(batch["known"], expected)
+            assert torch.equal(batch[KEY].known, expected)
             return batch
 
     settings = {**overrides, "teacher": teacher, "response_method": "dkd", "mixup": 0.5, "batch": 16}
@@ -308,7 +309,7 @@ def test_training_without_labels(overrides, tmp_path):
 
 def test_labels_are_used_where_the_teacher_knows_the_folders(overrides):
     trainer = DistillationClassificationTrainer(overrides={**overrides, "distill_beta": 0.0})
-    assert trainer._labelled
+    assert trainer.plan.labelled
 
 
 @pytest.mark.parametrize("shards", [["0"], ["0", "1"]])
@@ -320,7 +321,7 @@ def test_piles_that_bear_the_names_of_classes_are_no_labels(shards, overrides, t
     for name in ("3", "7"):
         shutil.copytree(digits / "val" / name, data / "val" / name)
     trainer = DistillationClassificationTrainer(overrides={**overrides, "data": str(data), "distill_beta": 0.0})
-    assert not trainer._labelled
+    assert not trainer.plan.labelled
     assert len(trainer.data["names"]) == 10
 
 
@@ -364,7 +365,7 @@ def test_a_method_of_ones_own_trains(overrides, monkeypatch):
 
 def test_a_temperature_without_an_effect_is_named(overrides, monkeypatch):
     said = []
-    monkeypatch.setattr(distill_train.LOGGER, "warning", lambda message, *args: said.append(str(message)))
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: said.append(str(message)))
     for method, warned in (("nkd", True), ("mse", True), ("kl", False), ({"nkd": 1, "dist": 1}, False)):
         said.clear()
         DistillationClassificationTrainer(overrides={**overrides, "response_method": method, "temperature": 3})

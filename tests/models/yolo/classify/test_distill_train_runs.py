@@ -11,10 +11,12 @@ import torch
 from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics import YOLO
+from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.overlap import SideStream, SideThread, at_once
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.nn.teacher_overlap import SideStream, SideThread, at_once
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.callbacks import get_default_callbacks
 
@@ -191,15 +193,15 @@ def test_out_of_memory_halves_the_batch(where, overrides):
 
     class Watched(DistillationClassificationTrainer):
         def _build_train_pipeline(self):
-            if self._taps is not None:
-                kept.append((list(self._taps._outputs), self._answer))
+            if self.distiller.taps is not None:
+                kept.append((list(self.distiller.taps._outputs), self.distiller._answer))
             super()._build_train_pipeline()
 
     def on_start(trainer):
         owner, name = {
             "student": (trainer.model.model[-1], "forward"),
             "teacher": (trainer.teacher.first.model, "forward"),
-            "loss": (trainer.distillation_loss, "_adapt"),
+            "loss": (trainer.distiller.loss, "_adapt"),
         }[where]
         working = getattr(owner, name)
 
@@ -337,7 +339,7 @@ def begin(overrides):
 
 
 def step(trainer, batch):
-    batch["teacher"] = trainer._ask(batch)
+    batch[KEY].answer = trainer.distiller.answer_to(batch)
     trainer.model(batch)[0].sum().backward()
 
 
@@ -411,7 +413,7 @@ def test_a_teacher_beside_the_student_says_the_same(given, overrides):
 def test_a_thread_beside_the_student_says_the_same_bit_for_bit(given, overrides):
     """Which it could not if it read weights or images while they change."""
     beside, at_once = (train({**overrides, **given, "teacher_overlap": x}) for x in (True, False))
-    assert isinstance(beside._beside, SideThread)
+    assert isinstance(beside.distiller.overlap, SideThread)
     assert same(weights(beside.last), weights(at_once.last))
     assert [{**row, "time": 0} for row in rows(beside)] == [{**row, "time": 0} for row in rows(at_once)]
 
@@ -437,19 +439,18 @@ def test_a_thread_beside_the_student_says_the_same_bit_for_bit(given, overrides)
 def test_where_a_teacher_answers(given, device, cores, expected, warning, overrides, monkeypatch):
     said = []
     trainer = DistillationClassificationTrainer(overrides={**overrides, **given})
-    trainer.device = torch.device(device)
-    monkeypatch.setattr("ultralytics.models.yolo.classify.distill_train.usable_cores", lambda: cores)
+    monkeypatch.setattr("ultralytics.nn.distillation.overlap.usable_cores", lambda: cores)
     monkeypatch.setattr("torch.cuda.Stream", lambda device: None)
     monkeypatch.setattr(LOGGER, "warning", said.append)
-    beside = trainer._open_beside()
-    assert isinstance(beside, expected) if expected else beside is at_once
+    overlap = Distiller(trainer.task, trainer.plan, torch.device(device)).overlap
+    assert isinstance(overlap, expected) if expected else overlap is at_once
     assert said == ([f"'teacher_overlap=True' has no effect {warning}."] if warning else [])
 
 
 def test_a_teacher_is_asked_before_the_student_and_waited_for_after_it(overrides):
     order = []
     trainer, batch = begin(overrides)
-    trainer._beside = lambda ask, images: order.append("ask") or (lambda: order.append("wait") or ask())
+    trainer.distiller.overlap = lambda ask, images: order.append("ask") or (lambda: order.append("wait") or ask())
     trainer.model.model[0].register_forward_hook(lambda *args: order.append("student"))
     compute = trainer.distillation_loss.losses
     trainer.distillation_loss.losses = lambda *args: order.append("losses") or compute(*args)
@@ -465,7 +466,7 @@ def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch):
         module.register_forward_hook(lambda module, args, output: shapes.append((mode, tuple(args[0].shape))))
         return module
 
-    monkeypatch.setattr("ultralytics.nn.teacher.attempt_compile", attempt_compile)
+    monkeypatch.setattr("ultralytics.nn.distillation.teacher.attempt_compile", attempt_compile)
     compiled = train({**overrides, "teacher_compile": "reduce-overhead"})
     assert shapes == [("reduce-overhead", (32, 3, 32, 32))] * 6  # the last batch of 200 images has 8
     shapes.clear()
@@ -477,7 +478,7 @@ def test_a_run_whose_teacher_is_channels_last(overrides, monkeypatch):
     """As from 96 px on: the losses are those of the other format, and so are the weights up to rounding."""
     settings = {**overrides, "imgsz": 96, "fraction": 0.2}
     fast = train(settings)
-    monkeypatch.setattr("ultralytics.nn.teacher.CHANNELS_LAST", 1000)
+    monkeypatch.setattr("ultralytics.nn.distillation.teacher.CHANNELS_LAST", 1000)
     slow = train(settings)
     formats = [
         t.teacher.first.model.model[1].conv.weight.is_contiguous(memory_format=torch.channels_last)

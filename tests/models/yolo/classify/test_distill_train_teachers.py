@@ -8,9 +8,10 @@ import torch
 import yaml
 from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights, write_digits
 from teachers import NAMES, SOURCES, Centroids, arguments
-from ultralytics.models.yolo.classify import ClassificationTrainer, distill_train
+from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER
 
 
 @pytest.fixture
@@ -18,10 +19,8 @@ def said(monkeypatch):
     """What the trainer logs, by level."""
     lines = {"info": [], "warning": []}
     for level, kept in lines.items():
-        log = getattr(distill_train.LOGGER, level)
-        monkeypatch.setattr(
-            distill_train.LOGGER, level, lambda m, *a, kept=kept, log=log: (kept.append(str(m)), log(m, *a))
-        )
+        log = getattr(LOGGER, level)
+        monkeypatch.setattr(LOGGER, level, lambda m, *a, kept=kept, log=log: (kept.append(str(m)), log(m, *a)))
     return lines
 
 

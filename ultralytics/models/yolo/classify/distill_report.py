@@ -1,15 +1,8 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""The report of a distilled run: what the teacher did for the student, where, and what to try next."""
+"""What a classification run has to show: accuracy by class, confusions, calibration, and images with attention."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-import json
-import math
-import pickle
-import re
 import statistics
 import time
 from collections import Counter
@@ -17,47 +10,36 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import jinja2
-import numpy as np
 import torch
-import yaml
-from matplotlib.figure import Figure
 from torch import Tensor
-from ultralytics.cfg.distillation import as_list
-from ultralytics.data.wrapped import spaced_batches
-from ultralytics.models.yolo.classify.distill_charts import (
+from ultralytics.data.distillation.wrapped import spaced_batches
+from ultralytics.engine.distillation.plan import Score
+from ultralytics.engine.distillation.report.baseline import find_baseline, read_curve
+from ultralytics.engine.distillation.report.charts import (
     Example,
     draw_accuracy,
     draw_calibration,
     draw_classes,
     draw_examples,
-    draw_losses,
 )
-from ultralytics.nn.class_names import read_names
-from ultralytics.nn.taps import FeatureTaps
+from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
+from ultralytics.nn.distillation.class_names import read_names
+from ultralytics.nn.distillation.sources.base import without_folders
+from ultralytics.nn.distillation.taps import FeatureTaps
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.distillation.advice import Figures, advise
 from ultralytics.utils.distillation.metrics import agreement, calibration, divergence, normalized_entropy
-from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-if TYPE_CHECKING:
-    from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+__all__ = ("CHARTS", "TOP1", "report_classification")
 
-__all__ = ("check_baseline", "find_baseline", "read_curve", "remove_report", "without_folders", "write_report")
-
-CHARTS = ("accuracy", "losses", "classes", "calibration", "examples")
+TOP1 = Score("top1", "metrics/accuracy_top1", "top-1", "validation top-1 accuracy (%)")
+CHARTS = ("accuracy", "classes", "calibration", "examples")
 IMAGES = 2000  # of the validation split, evenly spaced
 EXAMPLES = 6  # images shown
 CLASSES, CONFUSIONS = 20, 10  # rows of the tables
-FREE = {  # what two runs may differ in and still be compared; upstream's classifiers ignore the last line
-    *("name", "project", "save_dir", "exist_ok", "resume"),
-    *("plots", "verbose", "save", "save_period", "workers", "device", "profile"),
-    *("mixup", "cutmix"),
-}
 
 
 @dataclass
@@ -97,102 +79,31 @@ class _Images(NamedTuple):
     named: dict[str, Tensor]
 
 
-def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int) -> None:
-    """Refuse what is not the folder of a finished plain run that a run can be compared with.
+def report_classification(run: FinishedRun) -> ReportPart:
+    """Measure the student, its teacher and a plain student on validation images.
 
     Args:
-        folder (str | Path): The plain run's folder.
-        names (Sequence[str]): The class names that it must have.
-        imgsz (int): The side of the images that it must have been trained at.
-
-    Raises:
-        FileNotFoundError: If the folder is not one of a run.
-        ValueError: If the run is not finished, had a teacher, or has other classes or images.
-    """
-    folder = Path(folder)
-    best, arguments = folder / "weights" / "best.pt", folder / "args.yaml"
-    if not (best.exists() and arguments.exists() and (folder / "results.csv").exists()):
-        raise FileNotFoundError(
-            f"'baseline={folder}' is not a run's folder: it lacks 'args.yaml', 'results.csv' or 'weights/best.pt'. "
-            f"Give one that 'use_distillation=False' has trained, i.e. 'baseline=runs/classify/train'."
-        )
-    arguments = YAML.load(arguments)
-    try:
-        ckpt = torch_load(best, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise ValueError(f"'baseline={folder}' has a 'weights/best.pt' that cannot be read: {e}") from e
-    model = ckpt.get("model") or ckpt.get("ema")
-    faults = {
-        "is no classifier": not isinstance(model, ClassificationModel),
-        "was trained with a teacher": "teacher" in arguments,
-        "is not finished": ckpt.get("epoch") != -1,
-        "has other classes": list(getattr(model, "names", {}).values()) != list(names),
-        f"was trained at imgsz={arguments.get('imgsz')}, not {imgsz}": arguments.get("imgsz") != imgsz,
-    }
-    if fault := next((fault for fault, found in faults.items() if found), None):
-        raise ValueError(
-            f"'baseline={folder}' {fault}. Give a run that 'use_distillation=False' has trained on the same data."
-        )
-
-
-def without_folders(source: Any) -> str:
-    """Return the name of a network as it is shown: files, alone or behind an @, without their folders."""
-    return re.sub(r"(^|@)[^@]*[/\\]", r"\1", str(source))
-
-
-def read_curve(run: Path) -> list[float]:
-    """Return the top-1 accuracy of each epoch of a run, 0 to 1; NaN where it was not measured."""
-    with (run / "results.csv").open(encoding="utf-8") as file:
-        curve = [float(row["metrics/accuracy_top1"]) for row in csv.DictReader(file, skipinitialspace=True)]
-    if YAML.load(run / "args.yaml").get("val") is False:
-        curve[:-1] = [math.nan] * (len(curve) - 1)
-    return curve
-
-
-def find_baseline(run: Path, names: Sequence[str], imgsz: int) -> Path | None:
-    """Return the newest plain run beside a run that was trained with the same arguments, seed included, or None."""
-    own = _plain_arguments(run)
-    for best in sorted(run.parent.glob("*/weights/best.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
-        folder = best.parents[1]
-        with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # unreadable ones
-            if _plain_arguments(folder) == own:
-                check_baseline(folder, names, imgsz)
-                return folder
-    return None
-
-
-def _plain_arguments(run: Path) -> dict[str, Any]:
-    """Return the arguments of a run that decide what plain training makes."""
-    return {k: v for k, v in YAML.load(run / "args.yaml").items() if k in DEFAULT_CFG_DICT.keys() - FREE}
-
-
-def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, float]) -> Path:
-    """Write `distillation.html`, its figures as `distillation.json` and its charts beside it.
-
-    Args:
-        trainer (DistillationClassificationTrainer): At the end of its training.
-        pull (dict[str, float]): Share of each weighted loss in the gradient where all of them meet, or empty.
+        run (FinishedRun): The run.
 
     Returns:
-        (Path): The HTML file; it needs no other.
+        (ReportPart): Figures, charts and the page.
 
     Raises:
-        OSError: If it cannot be written.
         ValueError: If no validation image shows a class that the teacher knows.
     """
-    networks = _networks(trainer)
-    images = _answer(trainer, networks)
+    networks = _networks(run)
+    images = _answer(run, networks)
     calibrations = {
         who: calibration(images.logits[who], _columns(images.labels, n.classes)) for who, n in networks.items()
     }
-    figures = _figures(trainer, networks, images, pull)
+    figures = _figures(run, networks, images)
     classes = _per_class(figures)
-    partial = "teacher" in networks and len(networks["teacher"].classes) < len(trainer.data["names"])
+    partial = "teacher" in networks and len(networks["teacher"].classes) < len(run.plan.data["names"])
     summary = {
         "images": len(images.labels),
         "known_to_teacher_only": partial,
-        "networks": {who: _describe(network, trainer) for who, network in networks.items()},
-        "pull": pull,
+        "networks": {who: _describe(network, run) for who, network in networks.items()},
+        "pull": run.pull,
         "entropy": figures.entropy,
         "findings": advise(figures),
         "classes": classes,
@@ -203,7 +114,6 @@ def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, flo
     top1 = figures.top1("teacher") if "teacher" in networks and not partial else None
     charts = {
         "accuracy": draw_accuracy({who: n.curve for who, n in networks.items() if n.curve}, top1),
-        "losses": draw_losses(*_losses(trainer)),
         "classes": draw_classes(classes[:CLASSES], list(networks)),
         "calibration": draw_calibration(calibrations),
     }
@@ -214,79 +124,48 @@ def write_report(trainer: DistillationClassificationTrainer, pull: dict[str, flo
         summary["divergence"] = apart.mean().item()
         most = apart.topk(min(EXAMPLES, len(apart))).indices.tolist()
         charts["examples"] = draw_examples(
-            _examples(trainer, networks["student"], images, most), [level.stride for level, _ in trainer.levels]
+            _examples(run, networks["student"], images, most), [level.stride for level, _ in run.plan.levels]
         )
-    arguments = {k: getattr(trainer.args, k) for k in vars(trainer.distillation)}
-    arguments["teacher"] = ", ".join(without_folders(source) for source in as_list(arguments["teacher"]))
-    arguments = {k: v for k, v in arguments.items() if v is not None}
-    with trainer._whole_files(trainer.save_dir) as folder:
-        pictures = {name: _save(chart, folder / f"distillation_{name}.png") for name, chart in charts.items()}
-        (folder / "distillation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        page = _render(trainer.save_dir.name, summary, pictures, arguments)
-        (folder / "distillation.html").write_text(page, encoding="utf-8")
-    return trainer.save_dir / "distillation.html"
-
-
-def remove_report(run: Path) -> None:
-    """Take away what `write_report` wrote in a run's folder, and nothing else."""
-    for name in ("distillation.html", "distillation.json", *(f"distillation_{chart}.png" for chart in CHARTS)):
-        (run / name).unlink(missing_ok=True)
-
-
-def _save(chart: Figure, file: Path) -> str:
-    """Write a chart as PNG and return it as a URL that holds it."""
-    buffer = io.BytesIO()
-    chart.savefig(buffer, format="png", dpi=160)
-    file.write_bytes(buffer.getvalue())
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _render(name: str, summary: dict[str, Any], pictures: dict[str, str], arguments: dict[str, Any]) -> str:
-    """Return the page."""
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
-    return page.render(
-        name=name,
-        summary=summary,
-        shown=summary["classes"][:CLASSES],
-        pictures=pictures,
-        compared=_compared(summary["networks"]),
-        arguments=arguments,
+    return ReportPart(
+        summary,
+        charts,
+        Path(__file__).with_suffix(".html"),
+        {"listed": classes[:CLASSES], "compared": _compared(networks)},
     )
 
 
-def _networks(trainer: DistillationClassificationTrainer) -> dict[str, _Network]:
+def _networks(run: FinishedRun) -> dict[str, _Network]:
     """Return the student, the teacher if it knows classes of the dataset, and the baseline if there is one."""
-    everything, imgsz = list(range(len(trainer.data["names"]))), trainer.args.imgsz
+    everything, imgsz = list(range(len(run.plan.data["names"]))), run.plan.imgsz
 
     def checkpoint(file: Path, name: str) -> _Network:
-        model = load_checkpoint(file, device=trainer.device)[0].float().eval()
-        curve = read_curve(file.parents[1])
+        model = load_checkpoint(file, device=run.device)[0].float().eval()
+        curve = read_curve(file.parents[1], TOP1.column)
         return _Network(name, lambda images: model(images)[1], [model], [imgsz], everything, curve)
 
-    networks = {"student": checkpoint(trainer.best, without_folders(trainer.args.model))}
-    ensemble = trainer.teacher
-    if not (ensemble.classes or trainer.self_distillation):
+    networks = {"student": checkpoint(run.best, without_folders(run.plan.training.model))}
+    ensemble = run.plan.teacher
+    if not (ensemble.classes or ensemble.follows_student):
         with suppress(ValueError):  # it may teach by its maps alone, and know other classes
-            ensemble.align(read_names(trainer.data["names"]))
-            ensemble.to(trainer.device)
-    if ensemble.classes and not trainer.self_distillation:
+            ensemble.align(read_names(run.plan.data["names"]))
+            ensemble.to(run.device)
+    if ensemble.classes and not ensemble.follows_student:
         sizes = [member.imgsz or imgsz for member in ensemble.members]
         modules = [member.model for member in ensemble.members]
         source = ", ".join(without_folders(member.source) for member in ensemble.members)
         networks["teacher"] = _Network(source, lambda images: ensemble(images)[0], modules, sizes, ensemble.classes)
-    names = read_names(trainer.data["names"])
-    if folder := trainer.distillation.baseline or find_baseline(trainer.save_dir, names, imgsz):
+    names = read_names(run.plan.data["names"])
+    if folder := run.plan.args.baseline or find_baseline(run.folder, names, imgsz, ClassificationModel):
         networks["baseline"] = checkpoint(Path(folder) / "weights" / "best.pt", Path(folder).name)
     return networks
 
 
-def _answer(trainer: DistillationClassificationTrainer, networks: dict[str, _Network]) -> _Images:
+def _answer(run: FinishedRun, networks: dict[str, _Network]) -> _Images:
     """Ask all networks about validation images of the classes that all of them know."""
-    dataset, known = trainer.test_loader.dataset, set.intersection(*(set(n.classes) for n in networks.values()))
+    dataset, known = run.dataset, set.intersection(*(set(n.classes) for n in networks.values()))
     kept, labels, logits = [], [], {who: [] for who in networks}
     for index, batch, classes in spaced_batches(dataset, known, IMAGES):
-        batch = batch.to(trainer.device)
+        batch = batch.to(run.device)
         with torch.no_grad():
             for who, network in networks.items():
                 logits[who].append(network.answer(batch).float().cpu())
@@ -300,29 +179,28 @@ def _answer(trainer: DistillationClassificationTrainer, networks: dict[str, _Net
 
 
 def _figures(
-    trainer: DistillationClassificationTrainer,
+    run: FinishedRun,
     networks: dict[str, _Network],
     images: _Images,
-    pull: dict[str, float],
 ) -> Figures:
     """Return what advice is drawn from."""
-    temperature = trainer.distillation_loss.temperature if trainer._tempered else None
+    temperature = run.loss.temperature if run.plan.uses_temperature else None
     softened = "teacher" in networks and temperature is not None and images.logits["teacher"].shape[1] > 1
     return Figures(
         images.labels,
-        [name.replace("`", "'") for name in read_names(trainer.data["names"])],
+        [name.replace("`", "'") for name in read_names(run.plan.data["names"])],
         {who: answer == images.labels for who, answer in images.named.items()},
         networks["student"].curve,
-        pull,
+        run.pull,
         normalized_entropy(images.logits["teacher"], temperature) if softened else None,
         temperature,
-        trainer.distillation.distill_balance is not None,
+        run.plan.args.distill_balance is not None,
     )
 
 
-def _describe(network: _Network, trainer: DistillationClassificationTrainer) -> dict[str, Any]:
+def _describe(network: _Network, run: FinishedRun) -> dict[str, Any]:
     """Return what a network is and costs."""
-    image = trainer.test_loader.dataset[0]["img"][None].to(trainer.device).float()
+    image = run.dataset[0]["img"][None].to(run.device).float()
     return {
         "source": network.source,
         "parameters": sum(map(get_num_params, network.modules)) or None,  # an exported file does not say
@@ -383,31 +261,15 @@ def _confusions(figures: Figures, named: dict[str, Tensor]) -> list[dict[str, An
     ]
 
 
-def _losses(trainer: DistillationClassificationTrainer) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the losses of every epoch, as they were and as they were weighted."""
-    loss, beta = trainer.distillation_loss, trainer.distillation.distill_beta
-    rows = {k: np.array(v, dtype=float) for k, v in trainer.read_results_csv().items()}
-    raw = {k.removeprefix("train/"): v for k, v in rows.items() if k.startswith("train/")}
-    weighted = {}
-    for name, values in raw.items():
-        factor = rows.get(f"distill/{name}_factor", 1.0)  # with `distill_balance`
-        weighted[name] = values * (
-            rows["distill/alpha"] * loss.weights[name] * factor if name in loss.weights else beta
-        )
-    return raw, weighted
-
-
-def _examples(
-    trainer: DistillationClassificationTrainer, student: _Network, images: _Images, chosen: Sequence[int]
-) -> list[Example]:
+def _examples(run: FinishedRun, student: _Network, images: _Images, chosen: Sequence[int]) -> list[Example]:
     """Return images with what student and teacher name them, and where each of them looks at every level."""
-    names, dataset = trainer.data["names"], trainer.test_loader.dataset
+    names, dataset = run.plan.data["names"], run.dataset
     samples = [dataset[images.index[i]] for i in chosen]
-    batch = torch.stack([sample["img"] for sample in samples]).to(trainer.device).float()
-    taps = FeatureTaps(student.modules[0], [level for level, _ in trainer.levels])
+    batch = torch.stack([sample["img"] for sample in samples]).to(run.device).float()
+    taps = FeatureTaps(student.modules[0], [level for level, _ in run.plan.levels])
     with torch.no_grad():
         student.answer(batch)
-        pairs = list(zip(taps.take(), trainer.teacher(batch)[1], strict=True))
+        pairs = list(zip(taps.take(), run.plan.teacher(batch)[1], strict=True))
     taps.remove()
     return [
         Example(

@@ -1,0 +1,117 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Where a run keeps its teacher's answers, and all that they depend on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from ultralytics.engine.distillation.plan import Plan, log
+from ultralytics.engine.distillation.rules import cache_folder
+from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
+from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.utils.distillation.registry import choose
+
+__all__ = ("answers_key", "open_cache")
+
+WITHOUT_EFFECT = {  # on what a teacher says of an image; any other argument counts, so one that is new does
+    *("teacher_trusted", "teacher_check", "teacher_cache", "teacher_compile", "teacher_overlap", "baseline"),
+    *("distill_alpha", "distill_beta", "distill_schedule", "distill_warmup", "close_distill", "distill_balance"),
+    *("self_distill_start", "feature_method", "feature_weight", "attention_weight"),
+    # These have one, which `answers_key` sees: in content, source, classes, levels, or whether logits are compressed
+    *("teacher", "response_distill", "feature_distill", "attention_distill", "distill_layers"),
+    *("response_method", "temperature_end"),
+}
+
+
+def open_cache(
+    plan: Plan, dataset: Dataset, batch: int, device: torch.device, precision: AbstractContextManager, amp: bool
+) -> CachedTeacher:
+    """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on.
+
+    Args:
+        plan (Plan): The run's, its teacher on the device and ready to answer.
+        dataset (Dataset): The training images, with views that repeat.
+        batch (int): Images per batch.
+        device (torch.device): Where the teacher answers.
+        precision (AbstractContextManager): The precision in which it does.
+        amp (bool): Whether that is a mixed one.
+
+    Raises:
+        OSError: If the file cannot be written, or the disk has no room for it.
+        MemoryError: If the memory has no room.
+    """
+    args, file = plan.args, None
+    shape = 1, plan.data["channels"], plan.imgsz, plan.imgsz
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    if args.teacher_cache == "disk":
+        root = Path(dataset.root)
+        file = cache_folder(plan) / f"{root.name}-{answers_key(plan, dataset, plan.teacher(images), amp)}.bin"
+    try:
+        if file is not None:
+            file.parent.mkdir(exist_ok=True)
+        example = images.expand(batch, -1, -1, -1)
+        with precision:
+            cached = CachedTeacher(
+                plan.teacher, example, len(dataset), args.teacher_views, args.temperature, file, _compresses(plan)
+            )
+    except (OSError, MemoryError) as e:
+        too_large = isinstance(e, MemoryError) or e.errno == errno.ENOSPC
+        mend = "Set a smaller 'teacher_views', 'feature_distill=False attention_distill=False', or leave it out."
+        raise type(e)(
+            f"'teacher_cache={args.teacher_cache}' cannot keep {args.teacher_views} views of {len(dataset):,} "
+            f"images{'' if too_large else f' in {file}'}: {getattr(e, 'strerror', None) or e}. "
+            f"{mend if too_large else 'Let it be written to, or delete it.'}"
+        ) from e
+    log([f"The teacher's cache of {cached.cache.size / 1e6:,.1f} MB is in {file or 'memory'}."])
+    if others := [x for x in file.parent.glob("*.bin") if x != file] if file else []:
+        log([f"{len(others)} more are there. Delete those that no run needs."])
+    return cached
+
+
+def answers_key(plan: Plan, dataset: Dataset, answer: Answer, amp: bool) -> str:
+    """Return a name for all that a teacher's answers depend on.
+
+    Every distillation argument counts, but for those that are named in `WITHOUT_EFFECT`.
+
+    Args:
+        plan (Plan): The run's.
+        dataset (Dataset): The training images.
+        answer (Answer): The teacher's, to a fixed image.
+        amp (bool): Whether it answers in mixed precision.
+    """
+    root, (output, features) = Path(dataset.root), answer
+    arguments = {f.name: getattr(plan.args, f.name) for f in fields(plan.args) if f.name not in WITHOUT_EFFECT}
+    return cache_key(
+        arguments=arguments,
+        # Two networks in Python may have the same weights and say different things
+        answer=[_fingerprint(x) for x in (output, *features)],
+        source=plan.teacher.source,
+        classes=[member.names for member in plan.teacher.members] + [plan.teacher.classes],
+        levels=[str(level) for level in plan.teacher_levels],
+        images=[
+            (os.path.relpath(f, root), x.st_size, x.st_mtime_ns, x.st_ctime_ns)
+            for f, x in ((f, os.stat(f)) for f, *_ in dataset.samples)
+        ],
+        transforms=str(dataset.torch_transforms),
+        amp=str(plan.training.amp if amp else False),
+        compressed=_compresses(plan),
+    )
+
+
+def _fingerprint(x: Tensor) -> list[str]:
+    """Return what tells two answers apart, but for rounding."""
+    return [f"{value:.2e}" for value in (x.float().norm(), x.float().mean())]
+
+
+def _compresses(plan: Plan) -> bool:
+    """Tell whether the top logits and the mass of the others are all that the losses need, at one temperature."""
+    methods: set[Any] = {choice.method.name for choice in choose("response_method", plan.args.response_method)}
+    return methods == {"kl"} and plan.args.temperature_end in {None, plan.args.temperature}

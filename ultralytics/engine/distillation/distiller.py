@@ -1,0 +1,293 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""The teacher's side of a run: what asks it, reads and weighs what it says, and remembers how far the run has come."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+from ultralytics.engine.distillation.answers import open_cache
+from ultralytics.engine.distillation.criterion import KEY, DistillationCriterion, Lesson
+from ultralytics.engine.distillation.plan import Plan, log
+from ultralytics.engine.distillation.task import DistillationTask
+from ultralytics.engine.distillation.training_step import TrainingStep
+from ultralytics.engine.distillation.undistilled import Undistilled
+from ultralytics.nn.distillation.cache import CachedTeacher
+from ultralytics.nn.distillation.overlap import Answer, choose_overlap
+from ultralytics.nn.distillation.sources.base import without_folders
+from ultralytics.nn.distillation.taps import FeatureTaps
+from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils.distillation import (
+    DistillationLoss,
+    GradientBalance,
+    scheduled_share,
+    scheduled_temperature,
+)
+from ultralytics.utils.distillation.weighting import weigh
+from ultralytics.utils.torch_utils import get_flops, get_num_params
+
+__all__ = ("Distiller",)
+
+
+class Distiller(Undistilled):
+    """A teacher with what it is asked for: taps, losses, schedule, balance, cache, and where it answers.
+
+    It never names the trainer that calls it. In a batch: `ask` before the student's forward pass, then the criterion
+    that `attach` has given the student takes the answer, compares and weighs.
+
+    Attributes:
+        teacher (Teachers | SelfTeacher): The teacher.
+        balance (GradientBalance | None): Measures factors of the losses, with `distill_balance`.
+        cached (CachedTeacher | None): Keeps answers, with `teacher_cache`.
+        overlap (Callable): Where the teacher answers, see `overlap`.
+        taps (FeatureTaps | None): What reads the student's maps, while attached.
+        share (float): Of `distill_alpha`, in the epoch.
+    """
+
+    def __init__(self, task: DistillationTask, plan: Plan, device: torch.device):
+        """Build the losses, and find out where the teacher answers.
+
+        Args:
+            task (DistillationTask): What is special about the run's task.
+            plan (Plan): The run's.
+            device (torch.device): Where student and teacher are.
+        """
+        super().__init__(task, plan)
+        args = plan.args
+        self.teacher, self.device = plan.teacher, device
+        self.overlap = choose_overlap(
+            args.teacher_overlap, device, bool(plan.training.compile or args.teacher_compile), bool(args.teacher_cache)
+        )
+        with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
+            self.loss = DistillationLoss(
+                [level.channels for level in plan.student_levels],
+                [level.channels for level in plan.teacher_levels],
+                temperature=args.temperature,
+                response_distill=args.response_distill,
+                feature_distill=args.feature_distill,
+                attention_distill=args.attention_distill,
+                feature_weight=args.feature_weight,
+                attention_weight=args.attention_weight,
+                response_method=args.response_method,
+                feature_method=args.feature_method,
+                balanced=args.distill_balance is not None,
+                classify=plan.teacher.head(plan.teacher_levels[-1]) if plan.levels else None,
+            )
+        self.weights = self.loss.weights
+        self.balance = GradientBalance() if args.distill_balance else None
+        self.cached: CachedTeacher | None = None
+        self.taps: FeatureTaps | None = None
+        self.share = 1.0
+        self.silent = False
+        self._answer: Callable[[], Answer] | None = None  # to the last batch
+
+    def adapt(self, student: nn.Module, stored: nn.Module | None) -> None:
+        """Give the student the adapters as a child module.
+
+        Raises:
+            ValueError: If those that were stored are for other networks.
+        """
+        if not self.loss.adapters:
+            return
+        student.distill_adapters = self.loss.adapters
+        if stored is None:
+            return
+        shapes, fitting = (
+            [tuple(w.shape[:2]) for w in x.state_dict().values() if w.ndim == 4] for x in (stored, self.loss.adapters)
+        )
+        if shapes != fitting:
+            raise ValueError(
+                f"'teacher={self.teacher.source}' does not fit the adapters of this run: they have (teacher, student) "
+                f"channels {shapes}, and it needs {fitting}. Give the same teacher, or start a new run."
+            )
+        student.distill_adapters.load_state_dict(stored.state_dict())
+
+    def release(self, *networks: nn.Module) -> None:
+        """Take the adapters from networks."""
+        for network in networks:
+            if hasattr(network, "distill_adapters"):
+                del network.distill_adapters
+
+    def detach(self, student: nn.Module) -> None:
+        """Make the student bare, but for its adapters."""
+        super().detach(student)
+        if self.taps is not None:
+            self.taps.remove()
+            self.taps = None
+
+    def _place(self, average: nn.Module) -> None:
+        """Bring the teacher to where it answers, with the levels that the losses compare."""
+        self.teacher.follow(average)
+        self.teacher.levels = self.plan.teacher_levels
+        self.teacher.to(self.device)
+
+    def _criterion(self, student: nn.Module, average: nn.Module) -> DistillationCriterion:
+        """Read the student's feature maps, and return a criterion that asks the teacher."""
+        self.taps = FeatureTaps(student, self.plan.student_levels)
+        self._place(average)
+        return self.criterion(self._own, self.taps)
+
+    def criterion(self, own: Any, taps: FeatureTaps) -> DistillationCriterion:
+        """Return a criterion around upstream's, for the student whose maps are read."""
+        args = self.plan.args
+        return DistillationCriterion(
+            own=own,
+            beta=args.distill_beta,
+            alpha=args.distill_alpha * self.share,
+            taps=taps,
+            loss=self.loss,
+            compare=partial(self.task.compare, self.plan),
+            scale=self.task.scale,
+            labelled=self.plan.labelled,
+            balance=self.balance,
+        )
+
+    def begin_training(self, dataset: Dataset, batch: int, precision: AbstractContextManager, amp: bool) -> None:
+        """Open the cache of answers."""
+        if self.plan.args.teacher_cache:
+            self.cached = open_cache(self.plan, dataset, batch, self.device, precision, amp)
+
+    def begin_epoch(self, student: nn.Module, epoch: int, epochs: int, batch: int) -> None:
+        """Put the weight and the temperature of the epoch in force, and compile the teacher if that is still to do."""
+        args = self.plan.args
+        self._schedule(epoch, epochs)
+        student.criterion.alpha = args.distill_alpha * self.share
+        if args.teacher_compile:
+            self.teacher.compile(
+                args.teacher_compile, (batch, self.plan.data["channels"], self.plan.imgsz, self.plan.imgsz)
+            )
+
+    def _schedule(self, epoch: int, epochs: int) -> None:
+        """Set what depends on the epoch."""
+        args = self.plan.args
+        schedule = args.distill_schedule
+        self.share = scheduled_share(epoch, epochs, schedule, args.distill_warmup, args.close_distill)
+        self.silent = self.share == 0 or epoch < self.plan.start
+        self.loss.temperature = scheduled_temperature(epoch, epochs, args.temperature, args.temperature_end, schedule)
+        if self.cached is None:  # which keeps the average that it was told first
+            self.teacher.temperature = self.loss.temperature
+
+    def lap(self, event: str) -> None:
+        """Take the time at an event of training."""
+        if self.cached is not None:
+            self.cached.lap(event)
+
+    def ask(self, lesson: Lesson, batch: dict[str, Any]) -> Lesson:
+        """Let a batch carry the teacher's answer, unless the teacher is silent or training has not begun."""
+        if self.taps is not None and not self.silent:
+            lesson.answer = self._answer = self.answer_to(batch)
+        return lesson
+
+    def answer_to(self, batch: dict[str, Any]) -> Callable[[], Answer]:
+        """Return what gives the teacher's answer to a batch, kept from before if it is."""
+        images = batch["img"]
+        if self.cached is not None:
+            ask = partial(self.cached, images, batch["index"], batch["view"])
+        else:
+            ask = partial(self.teacher, images, head=self.plan.args.response_distill)
+        return self.overlap(ask, images)
+
+    def cause(self, name: str) -> bool:
+        """Tell whether it was the teacher's answer that made a loss NaN or infinite."""
+        if self._answer is None or name not in self.weights:
+            return False
+        return not all(x.isfinite().all() for x in tree_leaves(self._answer()))
+
+    def clear(self) -> None:
+        """Let go of a step that failed, its graph and its answer."""
+        self._answer = None
+        if self.taps is not None:
+            self.taps.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """Return the weight, the temperature and the factors that were in force in the epoch."""
+        alpha = 0.0 if self.silent else self.plan.args.distill_alpha * self.share
+        factors = self.balance.factors if self.balance else {}
+        return {
+            "distill/alpha": alpha,
+            "distill/temperature": self.loss.temperature,
+            **({f"distill/{k}_factor": float(factors.get(k, 0.0)) for k in self.weights} if self.balance else {}),
+        }
+
+    def judge(self, dataset: Dataset, batch: int) -> None:
+        """Measure the teacher on validation images, and log it."""
+        if self.plan.args.teacher_check:
+            for is_warning, sentence in self.task.judge(self.plan, dataset, batch):
+                LOGGER.warning(sentence) if is_warning else log([sentence])
+
+    def step(self, student: nn.Module) -> nn.Module:
+        """Return a training step as a network of images, to measure what it takes in memory."""
+        self._place(copy.deepcopy(student).eval() if self.teacher.follows_student else student)
+        return TrainingStep(student, self.loss, self)
+
+    def end(self, average: nn.Module, epoch: int, epochs: int, state: Mapping[str, Any] | None) -> None:
+        """Be as the run ended, also where only its end is left."""
+        if self.cached is not None:
+            log([self.cached.report])
+        self._place(average)
+        self._schedule(epoch, epochs)
+        if state is not None:
+            self.load_state_dict(state)
+
+    def measure_pull(self, student: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
+        """Return the share of each weighted loss in the gradient where all of them meet, over some batches.
+
+        Args:
+            student (nn.Module): The student, which stays as it is.
+            batches (Iterable[dict[str, Any]]): Prepared batches, each with its Lesson.
+        """
+        student, loss = copy.deepcopy((student, self.loss))
+        taps = FeatureTaps(student.train(), self.plan.student_levels)
+        norms: Counter[str] = Counter()
+        for batch in batches:
+            measured = GradientBalance()
+            criterion = replace(self.criterion(student.init_criterion(), taps), loss=loss, balance=measured)
+            batch[KEY].answer = self.answer_to(batch)
+            criterion(student(batch["img"]), batch)
+            norms.update({k: float(norm) for k, norm in measured.norms.items()})
+        taps.remove()
+        args, factors = self.plan.args, self.balance.factors if self.balance else None
+        pull = weigh(norms, loss.weights, args.distill_alpha, args.distill_beta, factors)
+        pull = {k: float(value) for k, value in pull.items()}
+        total = sum(pull.values())
+        return {k: value / total for k, value in pull.items()} if total else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from."""
+        return {"balance": self.balance.state_dict()} if self.balance else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        if self.balance is not None:
+            self.balance.load_state_dict(state["balance"])
+
+    def describe(self, student: nn.Module) -> None:
+        """Log both networks, the matched levels and the weights in force."""
+        args, training = self.plan.args, self.plan.training
+        rows = [("", "model", "parameters", "GFLOPs")]
+        networks = [
+            ("teacher", member.source, member.model, member.imgsz or self.plan.imgsz) for member in self.teacher.members
+        ]
+        for who, name, model, imgsz in [*networks, ("student", training.model, student, self.plan.imgsz)]:
+            rows.append((who, without_folders(name), f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))
+        lines = [f"{who:>9}  {name:<28}{parameters:>12}{gflops:>10}" for who, name, parameters, gflops in rows]
+        lines += [f"{f'stride {s.stride}':>9}  student {s!s:<20} teacher {t!s}" for s, t in self.plan.levels]
+        balanced = ", balanced" if args.distill_balance else ""
+        losses = []
+        for name, weight in self.weights.items():
+            what, temperature = name.removesuffix("_loss"), self.loss.temperature_of(name)
+            what += f" (temperature {temperature:g})" if temperature else ""
+            losses.append(what if weight == 1 else f"{weight:g} x {what}")
+        lines.append(
+            f"{'loss':>9}  {args.distill_beta:g} x label + {args.distill_alpha:g} x ({' + '.join(losses)}{balanced})"
+        )
+        LOGGER.info("\n".join([colorstr("distillation:"), *lines]))

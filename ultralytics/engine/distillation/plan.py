@@ -1,0 +1,95 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""The Plan of a run: arguments, dataset and teacher, settled before it does anything."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.nn.distillation.taps import FeatureLevel
+from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
+from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils.distillation.registry import choose
+
+__all__ = ("DISTILLATION_KEYS", "Plan", "Score", "log")
+
+DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
+
+
+class Score(NamedTuple):
+    """The figure that says how good a network of a task is.
+
+    Attributes:
+        key (str): Its name in files, e.g. "top1".
+        column (str): Its column in results.csv, a fraction.
+        words (str): What it is called in a sentence, e.g. "top-1".
+        axis (str): What it is called on an axis.
+    """
+
+    key: str
+    column: str
+    words: str
+    axis: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        args (DistillationArgs): The distillation arguments in force.
+        given (Collection[str]): Which of them were given.
+        training (Namespace): Upstream's training arguments; upstream goes on to complete them.
+        resumed (bool): Whether the run was begun before.
+        teacher (Teachers | SelfTeacher): The teacher.
+        data (dict[str, Any]): Upstream's description of the dataset, with the classes that the student learns.
+        imgsz (int): Side of the images in pixels, as upstream will round it.
+        labelled (bool): Whether the labels mean anything.
+        levels (tuple[tuple[FeatureLevel, FeatureLevel], ...]): The matched (student, teacher) feature maps.
+    """
+
+    args: DistillationArgs
+    given: Collection[str]
+    training: Namespace
+    resumed: bool = False
+    teacher: Teachers | SelfTeacher | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    imgsz: int = 0
+    labelled: bool = True
+    levels: tuple[tuple[FeatureLevel, FeatureLevel], ...] = ()
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the teacher has any weight."""
+        return self.args.distill_alpha > 0
+
+    @property
+    def start(self) -> int:
+        """The epoch, counted from 0, from which the teacher teaches."""
+        return self.args.self_distill_start if self.args.teacher == "self" else 0
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether a response method softens by the training's `temperature`."""
+        chosen = choose("response_method", self.args.response_method)
+        return self.args.response_distill and any(c.temperature(0.0) == 0 for c in chosen)
+
+    @property
+    def student_levels(self) -> list[FeatureLevel]:
+        """The student's feature maps that are compared."""
+        return [student for student, _ in self.levels]
+
+    @property
+    def teacher_levels(self) -> list[FeatureLevel]:
+        """The teacher's feature maps that are compared."""
+        return [teacher for _, teacher in self.levels]
+
+
+def log(notes: Collection[str]) -> None:
+    """Log sentences about the distillation, in the first of several processes."""
+    if RANK in {-1, 0}:
+        for note in notes:
+            LOGGER.info(f"{colorstr('distillation:')} {note}")

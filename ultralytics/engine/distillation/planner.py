@@ -1,0 +1,122 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Arguments, dataset and teacher become one Plan, or one sentence of refusal, before any file is written."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log
+from ultralytics.engine.distillation.report.baseline import check_baseline
+from ultralytics.engine.distillation.rules import ARGUMENTS, DATASET, NOTABLE, RESUMED, TEACHER, refuse
+from ultralytics.engine.distillation.task import DistillationTask
+from ultralytics.nn.distillation.class_names import read_names
+from ultralytics.nn.distillation.taps import FeatureLevel, find_levels, match_levels
+from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import check_imgsz
+
+__all__ = ("make_plan", "resumed_arguments")
+
+
+def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str, Any]:
+    """Return the arguments of a run that is resumed: those of its checkpoint, but for what may be given again.
+
+    Raises:
+        ValueError: If the checkpoint holds none.
+    """
+    stored = {k: v for k, v in vars(training).items() if k in DISTILLATION_KEYS}
+    if not stored:
+        raise ValueError(
+            f"'resume={training.resume}' is of a finished run or of one without a teacher, so there is no "
+            f"distillation to resume. To go on from its weights, start a new run with 'model=' and 'teacher='."
+        )
+    if ignored := [k for k, v in given.items() if k not in RESUMED and v != stored.get(k)]:
+        LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
+    return {**stored, **{k: v for k, v in given.items() if k in RESUMED and v is not None}}
+
+
+def make_plan(
+    task: DistillationTask,
+    arguments: Mapping[str, Any],
+    given: Collection[str],
+    training: Namespace,
+    resumed: bool,
+    read_dataset: Callable[[], dict[str, Any]],
+    build_student: Callable[[dict[str, Any]], nn.Module],
+) -> Plan:
+    """Settle what a run will do.
+
+    Args:
+        task (DistillationTask): What is special about the run's task.
+        arguments (Mapping[str, Any]): The distillation arguments.
+        given (Collection[str]): Which of them the user gave this time.
+        training (Namespace): Upstream's training arguments.
+        resumed (bool): Whether the run was begun before.
+        read_dataset (Callable): Gives upstream's description of the dataset.
+        build_student (Callable): Gives a student of the architecture that will be trained, for such a description.
+
+    Returns:
+        (Plan): The plan.
+
+    Raises:
+        TypeError: If an argument has the wrong type, or a teacher is no trained network or not safe to load.
+        ValueError: If an argument is out of range, or a teacher does not fit dataset or student.
+        FileNotFoundError: If a teacher's or the student's file does not exist.
+        ImportError: If a teacher needs a library that is not installed.
+        OSError: If `teacher_cache=disk` has nowhere to write.
+    """
+    plan = Plan(DistillationArgs(**arguments), frozenset(given), training, resumed)
+    refuse(plan, (*ARGUMENTS, *task.refusals))
+    plan = replace(plan, teacher=task.open_teacher(plan))
+    imgsz = check_imgsz(training.imgsz, stride=32, floor=32, max_dim=1)  # as upstream finds it later
+    plan = replace(plan, imgsz=imgsz, data=read_dataset())
+    refuse(plan, DATASET)
+    plan, notes = task.fit_data(plan)
+    names, channels = read_names(plan.data["names"]), plan.data["channels"]
+    if plan.args.baseline is not None:
+        check_baseline(plan.args.baseline, names, plan.imgsz, task.network_class)
+    refuse(plan, TEACHER)
+    plan.teacher.vet(plan.imgsz, channels)
+    plan = replace(plan, args=replace(plan.args, teacher_hash=plan.teacher.content_hash))
+    levels = plan.teacher.find_levels(plan.imgsz, channels) if plan.args.uses_features else {}
+    plan = _without_features(plan, levels)
+    if plan.args.response_distill:
+        notes += plan.teacher.align(names)
+    log(notes)
+    if plan.args.uses_features and plan.teaches:
+        student = find_levels(build_student(plan.data), plan.imgsz, channels)
+        matched = match_levels(student, student if plan.teacher.follows_student else levels, plan.args.layers)
+        plan = replace(plan, levels=tuple(matched))
+    for rule in NOTABLE:
+        if warning := rule(plan):
+            LOGGER.warning(warning)
+    return plan
+
+
+def _without_features(plan: Plan, levels: dict[str, FeatureLevel]) -> Plan:
+    """Switch off the losses on feature maps where the teacher has none.
+
+    Raises:
+        ValueError: If they were asked for.
+    """
+    args, teacher = plan.args, plan.teacher
+    if teacher.follows_student or not args.uses_features:
+        return plan
+    if levels:
+        if len(teacher.members) > 1:
+            ending = "." if args.response_distill else "; the others have no effect without the response loss."
+            log([f"Feature and attention losses use the first of the teachers, {teacher.first.source}{ending}"])
+        return plan
+    asked = [k for k in ("feature_distill", "attention_distill") if k in plan.given and getattr(args, k)]
+    no_features = f"'teacher={teacher.first.source}' gives logits only"
+    if asked:
+        raise ValueError(
+            f"{no_features}, but '{asked[0]}=True' needs its feature maps. Set '{asked[0]}=False', or give the "
+            f"checkpoint that the file was exported from."
+        )
+    LOGGER.warning(f"{no_features}: 'feature_distill' and 'attention_distill' are switched off.")
+    return replace(plan, args=replace(args, feature_distill=False, attention_distill=False))

@@ -1,0 +1,90 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Plain runs that a distilled one can be compared with."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pickle
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils.patches import torch_load
+
+__all__ = ("check_baseline", "find_baseline", "read_curve")
+
+FREE = {  # what two runs may differ in and still be compared; upstream's classifiers ignore the last line
+    *("name", "project", "save_dir", "exist_ok", "resume"),
+    *("plots", "verbose", "save", "save_period", "workers", "device", "profile"),
+    *("mixup", "cutmix"),
+}
+
+
+def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, network_class: type[nn.Module]) -> None:
+    """Refuse what is not the folder of a finished plain run that a run can be compared with.
+
+    Args:
+        folder (str | Path): The plain run's folder.
+        names (Sequence[str]): The class names that it must have.
+        imgsz (int): The side of the images that it must have been trained at.
+        network_class (type[nn.Module]): Upstream's class of the task's networks.
+
+    Raises:
+        FileNotFoundError: If the folder is not one of a run.
+        ValueError: If the run is not finished, had a teacher, or has other classes or images.
+    """
+    folder = Path(folder)
+    best, arguments = folder / "weights" / "best.pt", folder / "args.yaml"
+    if not (best.exists() and arguments.exists() and (folder / "results.csv").exists()):
+        raise FileNotFoundError(
+            f"'baseline={folder}' is not a run's folder: it lacks 'args.yaml', 'results.csv' or 'weights/best.pt'. "
+            f"Give one that 'use_distillation=False' has trained, i.e. 'baseline=runs/classify/train'."
+        )
+    arguments = YAML.load(arguments)
+    try:
+        ckpt = torch_load(best, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise ValueError(f"'baseline={folder}' has a 'weights/best.pt' that cannot be read: {e}") from e
+    model = ckpt.get("model") or ckpt.get("ema")
+    faults = {
+        f"holds no {network_class.__name__}": not isinstance(model, network_class),
+        "was trained with a teacher": "teacher" in arguments,
+        "is not finished": ckpt.get("epoch") != -1,
+        "has other classes": list(getattr(model, "names", {}).values()) != list(names),
+        f"was trained at imgsz={arguments.get('imgsz')}, not {imgsz}": arguments.get("imgsz") != imgsz,
+    }
+    if fault := next((fault for fault, found in faults.items() if found), None):
+        raise ValueError(
+            f"'baseline={folder}' {fault}. Give a run that 'use_distillation=False' has trained on the same data."
+        )
+
+
+def read_curve(run: Path, column: str) -> list[float]:
+    """Return a figure of each epoch of a run from its column of results.csv; NaN where it was not measured."""
+    with (run / "results.csv").open(encoding="utf-8") as file:
+        curve = [float(row[column]) for row in csv.DictReader(file, skipinitialspace=True)]
+    if YAML.load(run / "args.yaml").get("val") is False:
+        curve[:-1] = [math.nan] * (len(curve) - 1)
+    return curve
+
+
+def find_baseline(run: Path, names: Sequence[str], imgsz: int, network_class: type[nn.Module]) -> Path | None:
+    """Return the newest plain run beside a run that was trained with the same arguments, seed included, or None."""
+    own = _plain_arguments(run)
+    for best in sorted(run.parent.glob("*/weights/best.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
+        folder = best.parents[1]
+        with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # unreadable ones
+            if _plain_arguments(folder) == own:
+                check_baseline(folder, names, imgsz, network_class)
+                return folder
+    return None
+
+
+def _plain_arguments(run: Path) -> dict[str, Any]:
+    """Return the arguments of a run that decide what plain training makes."""
+    return {k: v for k, v in YAML.load(run / "args.yaml").items() if k in DEFAULT_CFG_DICT.keys() - FREE}

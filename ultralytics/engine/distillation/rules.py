@@ -1,0 +1,172 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What a run is refused for, and what it warns of: one rule for each, in the order in which they are asked.
+
+A refusal returns the error to raise, a warning returns its sentence, and both None where there is nothing to say. They
+read a Plan as far as it is made; how far that is stands over each group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ultralytics.cfg.distillation import as_list
+from ultralytics.engine.distillation.plan import Plan
+from ultralytics.utils import RANK
+from ultralytics.utils.distillation.registry import choose
+
+__all__ = ("ARGUMENTS", "DATASET", "NOTABLE", "RESUMED", "TEACHER", "cache_folder", "refuse")
+
+Refusal = Callable[[Plan], Exception | None]
+RESUMED = {"teacher", "teacher_hash", "baseline"}  # what may be given again to a run that is resumed
+
+
+def refuse(plan: Plan, rules: Iterable[Refusal]) -> None:
+    """Raise the first error that a rule finds."""
+    for rule in rules:
+        if error := rule(plan):
+            raise error
+
+
+def cache_folder(plan: Plan) -> Path:
+    """Return where the teacher's answers are kept on disk."""
+    return Path(plan.data["train"]).parent / "teacher_cache"
+
+
+# Of the arguments alone
+
+
+def _teacher_is_always_silent(plan: Plan) -> Exception | None:
+    start, close = plan.start, plan.args.close_distill
+    if start + close < plan.training.epochs:
+        return None
+    return ValueError(
+        f"The teacher would be silent in all of 'epochs={plan.training.epochs}', with 'self_distill_start={start}' "
+        f"and 'close_distill={close}'. Lower these, or train longer."
+    )
+
+
+def _methods_leave_none(plan: Plan) -> Exception | None:
+    for kind, on in (("response", plan.args.response_distill), ("feature", plan.args.uses_feature_method)):
+        given = getattr(plan.args, f"{kind}_method")
+        chosen = choose(f"{kind}_method", given)  # refuses what is not known
+        if on and not chosen:
+            return ValueError(
+                f"'{kind}_method={given}' leaves no method with a share above 0. Give one, or set "
+                f"'{kind}_distill=False'."
+            )
+    return None
+
+
+def _adapters_would_be_quantized(plan: Plan) -> Exception | None:
+    chosen = choose("feature_method", plan.args.feature_method) if plan.args.uses_feature_method else []
+    if plan.training.quantize != 8 or not plan.teaches or not any(choice.method.adapter for choice in chosen):
+        return None
+    return ValueError(
+        "'quantize=8' would quantize the adapters of the feature loss with the student. Set 'feature_distill=False', "
+        "or train without 'quantize' and quantize on export."
+    )
+
+
+def _compiling_hides_gradients(plan: Plan) -> Exception | None:
+    if not (plan.training.compile and plan.args.distill_balance):
+        return None
+    return ValueError(
+        "'distill_balance=auto' measures gradients inside the student, which 'compile=True' hides. Give one of them."
+    )
+
+
+def _memory_is_not_shared(plan: Plan) -> Exception | None:
+    if plan.args.teacher_cache != "ram" or (RANK == -1 and "," not in str(plan.training.device)):
+        return None
+    return ValueError("'teacher_cache=ram' would keep all answers in every process. Set 'teacher_cache=disk'.")
+
+
+def _network_reaches_no_process(plan: Plan) -> Exception | None:
+    if all(isinstance(x, str) for x in plan.args.teachers) or "," not in str(plan.training.device):
+        return None
+    return ValueError(
+        f"'device={plan.training.device}' starts a process per device, which a teacher given as nn.Module cannot "
+        f"reach. Save it to a file, or train on one device."
+    )
+
+
+ARGUMENTS: tuple[Refusal, ...] = (
+    _teacher_is_always_silent,
+    _methods_leave_none,
+    _adapters_would_be_quantized,
+    _compiling_hides_gradients,
+    _memory_is_not_shared,
+    _network_reaches_no_process,
+)
+
+
+# Of the arguments and the dataset
+
+
+def _cache_cannot_be_written(plan: Plan) -> Exception | None:
+    folder = cache_folder(plan)
+    place = folder if os.path.lexists(folder) else folder.parent
+    if (
+        plan.args.teacher_cache != "disk"
+        or not plan.teaches
+        or (place.is_dir() and os.access(place, os.W_OK | os.X_OK))
+    ):
+        return None
+    return OSError(
+        f"'teacher_cache=disk' keeps the answers in '{folder}', where nothing can be written. Make '{place}' a folder "
+        f"that you may write to, or set 'teacher_cache=ram'."
+    )
+
+
+DATASET: tuple[Refusal, ...] = (_cache_cannot_be_written,)
+
+
+# Of these and the teacher
+
+
+def _content_is_another(plan: Plan) -> Exception | None:
+    found, expected = plan.teacher.content_hash, plan.args.teacher_hash
+    if found is None or expected is None or [x.lower() for x in as_list(expected)] == as_list(found):
+        return None
+    asked = "the run began with" if plan.resumed else "was asked for"
+    return ValueError(
+        f"'teacher={plan.teacher.source}' is not what {asked}: its SHA-256 is {found}, not {expected}. Give the right "
+        f"one, or accept this one with 'teacher_hash={found}'."
+    )
+
+
+TEACHER: tuple[Refusal, ...] = (_content_is_another,)
+
+
+# Of the whole plan: what is no mistake, but has another effect than one may think
+
+
+def _temperature_has_no_effect(plan: Plan) -> str | None:
+    if "temperature" not in plan.given or not plan.args.response_distill or plan.uses_temperature:
+        return None
+    return (
+        f"'temperature={plan.args.temperature}' has no effect on 'response_method={plan.args.response_method}', which "
+        f"has a temperature of its own, to be given among its hyper-parameters, or none."
+    )
+
+
+def _teacher_has_no_effect(plan: Plan) -> str | None:
+    return None if plan.teaches else "'distill_alpha=0': the teacher has no effect on this run."
+
+
+def _student_is_held_back(plan: Plan) -> str | None:
+    if not (plan.teaches and plan.teacher.follows_student and plan.args.distill_alpha > plan.args.distill_beta):
+        return None
+    return (
+        "'teacher=self' holds the student to what it knows already where 'distill_alpha' is above 'distill_beta'. Set "
+        "e.g. 'distill_alpha=0.3 distill_beta=1'."
+    )
+
+
+NOTABLE: tuple[Callable[[Plan], str | None], ...] = (
+    _temperature_has_no_effect,
+    _teacher_has_no_effect,
+    _student_is_held_back,
+)

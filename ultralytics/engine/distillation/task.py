@@ -1,0 +1,132 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What a task says of itself; all else about a distilled run is the same for every task."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from ultralytics.engine.distillation.criterion import Lesson
+from ultralytics.engine.distillation.plan import Plan, Score
+from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.teacher import Teacher
+from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
+from ultralytics.utils.distillation import DistillationLoss
+
+__all__ = ("DistillationTask",)
+
+
+class DistillationTask:
+    """What is special about a task. It holds no state: what a run knows is in its Plan.
+
+    Attributes:
+        name (str): Upstream's name of the task.
+        plain_trainer (type[BaseTrainer]): Upstream's trainer.
+        teacher_class (type[Teacher]): The task's teacher.
+        network_class (type[nn.Module]): Upstream's class of the student.
+        score (Score): How good a network is.
+        charts (Sequence[str]): The names of the charts that its report adds.
+        refusals (Sequence[Callable[[Plan], Exception | None]]): What cannot be, besides what no task can; asked before
+            a teacher is opened.
+    """
+
+    name: ClassVar[str]
+    plain_trainer: ClassVar[type[BaseTrainer]]
+    teacher_class: ClassVar[type[Teacher]]
+    network_class: ClassVar[type[nn.Module]]
+    score: ClassVar[Score]
+    charts: ClassVar[Sequence[str]] = ()
+    refusals: ClassVar[Sequence[Callable[[Plan], Exception | None]]] = ()
+
+    def open_teacher(self, plan: Plan) -> Teachers | SelfTeacher:
+        """Open the teacher that the arguments name, or several that answer as one."""
+        if plan.args.teacher == SelfTeacher.source:
+            return SelfTeacher(self.teacher_class)
+        return self.join([self.teacher_class(**given) for given in plan.args.per_teacher() or [{"source": None}]], plan)
+
+    def join(self, members: Sequence[Teacher], plan: Plan) -> Teachers:
+        """Return teachers as one that answers."""
+        return Teachers(members)
+
+    def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
+        """Refuse a dataset that cannot be trained on, in words that upstream lacks."""
+
+    def fit_data(self, plan: Plan) -> tuple[Plan, list[str]]:
+        """Return the plan with the classes that the student learns, and what is notable of them, in sentences."""
+        return plan, []
+
+    def wrap_dataset(self, dataset: Dataset, plan: Plan, folder: str, training: bool) -> Dataset:
+        """Return a dataset as a run needs it.
+
+        Args:
+            dataset (Dataset): Upstream's, of a folder.
+            plan (Plan): The run's.
+            folder (str): The folder.
+            training (bool): Whether it is trained on.
+        """
+        return dataset
+
+    def prepare(self, plan: Plan, batch: dict[str, Any], loaded: dict[str, Any]) -> Lesson:
+        """Begin the lesson of a batch, before the teacher is asked; may change the batch's images and labels.
+
+        Args:
+            plan (Plan): The run's.
+            batch (dict[str, Any]): As upstream has prepared it, on the device.
+            loaded (dict[str, Any]): As the loader gave it, on the host.
+        """
+        return Lesson()
+
+    def blank_batch(self, images: Tensor, plan: Plan) -> dict[str, Any]:
+        """Return a batch of images with labels of any kind, to measure what a step takes in memory."""
+        raise NotImplementedError
+
+    def compare(
+        self,
+        plan: Plan,
+        loss: DistillationLoss,
+        predictions: Any,
+        features: list[Tensor],
+        answer: Answer,
+        batch: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Return the losses between a student's predictions in training form and the teacher's answer, unweighted.
+
+        Args:
+            plan (Plan): The run's.
+            loss (DistillationLoss): The losses.
+            predictions (Any): What the student's head gives in training.
+            features (list[Tensor]): Its maps, one (B, c, h, w) per level.
+            answer (Answer): What the teacher's `read` gives, and its maps.
+            batch (dict[str, Any]): With its Lesson.
+        """
+        raise NotImplementedError
+
+    def scale(self, batch: dict[str, Any]) -> int:
+        """Return what the losses from the teacher are multiplied by, as upstream's own is: 1, or the batch's size."""
+        return 1
+
+    def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
+        """Measure the teacher on validation images.
+
+        Args:
+            plan (Plan): The run's.
+            dataset (Dataset): Validation images.
+            batch (int): Images at a time.
+
+        Returns:
+            (list[tuple[bool, str]]): Whether it is a warning, and a sentence.
+        """
+        return []
+
+    def report(self, run: FinishedRun) -> ReportPart | None:
+        """Return what the task adds to the report of a run, None for no report."""
+        return None
+
+    def evaluate(self, metrics: Any) -> dict[str, float]:
+        """Return upstream's validation metrics as fractions by name, that of `score` among them."""
+        return {self.score.key: metrics.results_dict[self.score.column]}

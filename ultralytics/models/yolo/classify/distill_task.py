@@ -1,0 +1,210 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What is special about distilling a classifier."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from ultralytics.data.distillation.views import RepeatableViews
+from ultralytics.data.distillation.wrapped import ReadableDataset
+from ultralytics.engine.distillation.criterion import KEY, Lesson
+from ultralytics.engine.distillation.plan import Plan
+from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
+from ultralytics.engine.distillation.task import DistillationTask
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_report import CHARTS, TOP1, report_classification
+from ultralytics.nn.distillation.class_names import match_classes, read_names
+from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
+from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.tasks import ClassificationModel
+from ultralytics.utils.distillation import DistillationLoss
+from ultralytics.utils.distillation.registry import choose
+
+__all__ = ("ClassificationTask",)
+
+CHECKED_IMAGES = 512
+CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
+
+
+def _mixes_too_often(plan: Plan) -> Exception | None:
+    mixup, cutmix = plan.training.mixup, plan.training.cutmix
+    if mixup + cutmix <= 1:
+        return None
+    return ValueError(
+        f"'mixup={mixup}' and 'cutmix={cutmix}' are the probabilities of a batch to be mixed one way or the other, and "
+        f"must not exceed 1 together."
+    )
+
+
+def _mixtures_do_not_repeat(plan: Plan) -> Exception | None:
+    if not (plan.args.teacher_cache and (plan.training.mixup or plan.training.cutmix)):
+        return None
+    return ValueError(
+        "'mixup' and 'cutmix' make images that no one has seen before, so 'teacher_cache' cannot know the teacher's "
+        "answers. Leave out one or the other."
+    )
+
+
+class ClassificationTask(DistillationTask):
+    """A classifier learns logits and feature maps of one classifier, or of several averaged."""
+
+    name = "classify"
+    plain_trainer = ClassificationTrainer
+    teacher_class = ClassificationTeacher
+    network_class = ClassificationModel
+    score = TOP1
+    charts = CHARTS
+    refusals = (_mixes_too_often, _mixtures_do_not_repeat)
+
+    def join(self, members: Sequence[ClassificationTeacher], plan: Plan) -> TeacherEnsemble:
+        """Join teachers to one."""
+        return TeacherEnsemble(members, plan.args.teacher_weights, plan.args.temperature)
+
+    def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
+        """Refuse a dataset without class folders, or without images to validate on.
+
+        Raises:
+            FileNotFoundError: If these are missing.
+        """
+        if not data["names"]:
+            raise FileNotFoundError(
+                f"'data={training.data}' has no class folders in 'train'. Put the images of each class in a folder of "
+                f"its name; without labels, 'distill_beta=0', all of them in one, e.g. 'train/all'."
+            )
+        if data.get(training.split) is None:
+            raise FileNotFoundError(
+                f"'data={training.data}' has no folder '{training.split}' to validate on. Move some of its training "
+                f"images there, in folders of the same names."
+            )
+
+    def fit_data(self, plan: Plan) -> tuple[Plan, list[str]]:
+        """Give the student the teacher's classes where the training folders are no classes that it knows.
+
+        Raises:
+            ValueError: If a loss needs labels, or validation has other classes than the teacher.
+        """
+        if plan.args.distill_beta or plan.teacher.follows_student:
+            return plan, []
+        teacher, data, split = plan.teacher.first, plan.data, Path(plan.data[plan.training.split])
+        folders, measured = read_names(data["names"]), {x.name for x in split.iterdir() if x.is_dir()}
+        if teacher.names is None or (
+            len(folders) > 1 and measured <= set(folders) and len(match_classes(teacher.names, folders)) > 1
+        ):
+            return plan, []
+        method = plan.args.response_method
+        if any(choice.needs_labels for choice in choose("response_method", method)):
+            raise ValueError(
+                f"'data={plan.training.data}' has no labels that 'teacher={teacher.source}' knows, and "
+                f"'response_method={method}' needs them. Set e.g. 'response_method=kl'."
+            )
+        if unknown := sorted(measured - set(teacher.names)):
+            raise ValueError(
+                f"Without labels the student learns the teacher's classes, but '{split}' has folders that are none of "
+                f"them: {unknown[:5]}. Name its folders like the teacher's classes, of which there are "
+                f"{len(teacher.names)}, e.g. '{teacher.names[0]}'."
+            )
+        count = len(teacher.names)
+        plan = replace(plan, labelled=False, data={**data, "names": dict(enumerate(teacher.names)), "nc": count})
+        return plan, [f"The training images count as unlabelled: the student learns the teacher's {count} classes."]
+
+    def wrap_dataset(self, dataset: Dataset, plan: Plan, folder: str, training: bool) -> Dataset:
+        """Return a dataset that names images that cannot be read, with the plan's classes and repeating views."""
+        if not plan.labelled:
+            classes = {name: i for i, name in plan.data["names"].items()}
+            dataset.samples = [
+                [file, classes.get(Path(file).relative_to(folder).parts[0], 0), *rest]
+                for file, _, *rest in dataset.samples
+            ]
+        dataset = ReadableDataset(dataset)
+        return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
+
+    def prepare(self, plan: Plan, batch: dict[str, Any], loaded: dict[str, Any]) -> Lesson:
+        """Mix the images of a batch, and find those that show a class that the teacher knows."""
+        mixed = self._mix(plan, batch)
+        lesson = Lesson({} if mixed is None else {"cls": mixed})
+        if plan.teacher.known_classes is not None:
+            known = torch.isin(loaded["cls"], torch.tensor(plan.teacher.classes))
+            if mixed is not None:
+                known &= known.roll(1)  # each is mixed with the one before it
+            # Found on the host: asking a CUDA tensor which they are would synchronise
+            lesson.known = known.nonzero()[:, 0].to(batch["img"].device, non_blocking=True)
+        return lesson
+
+    def _mix(self, plan: Plan, batch: dict[str, Any]) -> Tensor | None:
+        """Mix the images of a batch in pairs, as often as `mixup` and `cutmix` say; upstream's classifiers ignore them.
+
+        Teacher and student see the same mixed images, as in Beyer et al. 2022.
+
+        Returns:
+            (Tensor | None): The labels as shares of classes, (B, C), if they were mixed.
+        """
+        mixup, cutmix, classes = plan.training.mixup, plan.training.cutmix, plan.data["nc"]
+        if not (mixup or cutmix) or classes < 2:
+            return None
+        drawn = torch.rand(1).item()
+        if drawn >= mixup + cutmix:
+            return None
+        mix = v2.MixUp if drawn < mixup else v2.CutMix
+        batch["img"], mixed = mix(num_classes=classes)(batch["img"], batch["cls"])
+        batch["cls"] = mixed.argmax(1)  # for what knows one class only
+        return mixed
+
+    def blank_batch(self, images: Tensor, plan: Plan) -> dict[str, Any]:
+        """Return a batch whose images are all of the first class, which the teacher knows."""
+        every = torch.arange(len(images), device=images.device)
+        return {"img": images, "cls": 0 * every, KEY: Lesson(known=every)}
+
+    def compare(
+        self,
+        plan: Plan,
+        loss: DistillationLoss,
+        predictions: Tensor,
+        features: list[Tensor],
+        answer: Answer,
+        batch: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Return the losses between logits of shape (B, C), on the images and the classes that the teacher knows."""
+        (logits, maps), labels, classes = answer, batch["cls"], plan.teacher.known_classes
+        if classes is not None:
+            known = batch[KEY].known
+            predictions, logits = predictions[known][:, classes], logits[known]
+            labels = torch.searchsorted(classes, labels[known])
+        return loss.losses(predictions, logits, features, maps, labels)
+
+    def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
+        """Measure each teacher on validation images, as one that is not better than guessing has nothing to teach."""
+        if plan.teacher.classes is None or plan.teacher.follows_student:
+            return []
+        logits, labels = plan.teacher.judge(dataset, CHECKED_IMAGES, batch)
+        count = len(labels)
+        if not count:
+            return []
+        most, found = labels.bincount().max().item(), []
+        for member, answer in zip(plan.teacher.members, logits, strict=True):
+            right = (answer.argmax(1) == labels).sum().item()
+            said = f"'teacher={member.source}' names {right / count:.1%} of {count} validation images correctly"
+            if len(answer) > 1 and torch.allclose(answer, answer[:1].expand_as(answer), rtol=1e-4, atol=1e-5):
+                fault = ", as it answers every image alike"
+            elif right <= most < count:
+                fault = f", and always naming the most frequent class {most / count:.1%}"
+            else:
+                found.append((False, f"{said}."))
+                continue
+            found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
+        return found
+
+    def report(self, run: FinishedRun) -> ReportPart:
+        """Return accuracy by class, confusions, calibration, and images with attention."""
+        return report_classification(run)
+
+    def evaluate(self, metrics: Any) -> dict[str, float]:
+        """Return top-1 and top-5 accuracy as fractions."""
+        return {"top1": metrics.top1, "top5": metrics.top5}

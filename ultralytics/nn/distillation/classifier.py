@@ -1,0 +1,202 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Classifiers as teachers: one, or several that answer as one, matched to a dataset's classes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from ultralytics.data.distillation.wrapped import spaced_batches
+from ultralytics.nn.distillation.class_names import match_classes
+from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.sources import Expected
+from ultralytics.nn.distillation.taps import FeatureLevel
+from ultralytics.nn.distillation.teacher import Teacher
+from ultralytics.nn.distillation.teachers import Teachers
+from ultralytics.nn.tasks import ClassificationModel
+from ultralytics.utils.distillation import average_logits
+
+__all__ = ("ClassificationTeacher", "TeacherEnsemble")
+
+
+class ClassificationTeacher(Teacher):
+    """A trained classifier, frozen. Its answer to B images is (logits, features), the logits of shape (B, C)."""
+
+    expected = Expected("classify", ClassificationModel, "yolo11l-cls.pt")
+    _gives_probabilities = False
+
+    def read(self, output: Any) -> Tensor:
+        """Return the logits, of shape (B, C), in what the network gives in eval mode."""
+        if isinstance(output, (tuple, list)):  # an Ultralytics classifier gives (probabilities, logits)
+            output = output[isinstance(self.model, ClassificationModel)]
+        logits = getattr(output, "logits", output)
+        if self._gives_probabilities:
+            logits = logits.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return logits
+
+    def check_answer(self, answer: Any) -> None:
+        """Refuse what is no finite row of logits per image, one per class name; recognise probabilities.
+
+        Raises:
+            ValueError: If the answer has another shape or is not finite.
+        """
+        if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 2 or not answer.shape[1]:
+            found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise ValueError(f"'teacher={self.source}' answers 2 images with {found}, not with logits of shape (2, C).")
+        if not answer.isfinite().all():
+            raise ValueError(
+                f"'teacher={self.source}' gives NaN or infinite logits: its weights are damaged, or its training "
+                f"failed. Give an earlier checkpoint."
+            )
+        if self.names is not None and answer.shape[1] != len(self.names):
+            raise ValueError(
+                f"'teacher={self.source}' gives {answer.shape[1]} logits per image, but has {len(self.names)} class "
+                f"names. Name each of its classes with 'teacher_names'."
+            )
+        # Exported classifiers often end in a softmax; the logarithm gives logits back, up to a constant that no
+        # softmax sees
+        sums = answer.sum(1)
+        self._gives_probabilities = bool(
+            answer.shape[1] > 1 and (answer >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+        )
+
+    def head(self, level: FeatureLevel) -> Callable[[Tensor], Tensor] | None:
+        """Return the head as a function from a level's map to logits, or None if that is not what it is given."""
+        network = self.model
+        if not isinstance(network, ClassificationModel) or level.name != f"model.{len(network.model) - 2}":
+            return None
+        return lambda x: network.get_submodule(f"model.{len(network.model) - 1}")(x)[1]
+
+
+class TeacherEnsemble(Teachers):
+    """One or more classifiers that answer as one: probabilities averaged over members, features from the first.
+
+    Attributes:
+        weights (list[float]): Their shares of the average, which sum to 1.
+    """
+
+    def __init__(
+        self, members: Sequence[ClassificationTeacher], weights: Sequence[float] | None = None, temperature: float = 1.0
+    ):
+        """Join teachers.
+
+        Args:
+            members (Sequence[ClassificationTeacher]): The teachers, at least one.
+            weights (Sequence[float], optional): One per teacher, > 0; None for equal ones.
+            temperature (float): Softening temperature of the response loss.
+        """
+        super().__init__(members)
+        weights = weights or [1.0] * len(members)
+        self.weights = [w / sum(weights) for w in weights]
+        self.temperature = temperature
+        self._columns: list[Tensor | None] = [None] * len(members)
+
+    def align(self, names: Sequence[str]) -> list[str]:
+        """Align the logits with a dataset's classes by name.
+
+        Args:
+            names (Sequence[str]): The dataset's class names by index.
+
+        Returns:
+            (list[str]): What is notable, in sentences for the log.
+
+        Raises:
+            ValueError: If a member's classes are not known, match ambiguously, or fewer than 2 are shared.
+        """
+        matches = []
+        for member in self.members:
+            if member.names is None:
+                raise ValueError(
+                    f"'teacher={member.source}' does not say which classes it knows. Name them by index with "
+                    f"'teacher_names', a list, a dict or a YAML file, i.e. 'teacher_names=ImageNet.yaml', or set "
+                    f"'response_distill=False' to learn from its feature maps alone."
+                )
+            matches.append(match_classes(member.names, names))
+        classes = [i for i in range(len(names)) if all(i in match for match in matches)]
+        if len(classes) < min(2, len(names)):
+            raise ValueError(
+                f"'teacher={self.source}' knows {len(classes)} of the dataset's {len(names)} classes {_some(names)}, "
+                f"and the response loss compares at least 2. It knows {_some(self.first.names)}. Give a teacher of "
+                f"these classes, rename its own with 'teacher_names', or set 'response_distill=False' to learn from "
+                f"its feature maps alone."
+            )
+        self.classes = classes
+        notes = []
+        for k, (member, match) in enumerate(zip(self.members, matches, strict=True)):
+            columns = [match[i] for i in classes]
+            if columns != list(range(len(member.names))):
+                self._columns[k] = torch.tensor(columns)
+                notes.append(
+                    f"{member.source}: {len(columns)} of its {len(member.names)} classes are matched by name to the "
+                    f"dataset's."
+                )
+        if len(classes) < len(names):
+            self.known_classes = torch.tensor(classes)
+            unknown = [name for i, name in enumerate(names) if i not in classes]
+            notes.append(
+                f"The response loss compares the {len(classes)} of {len(names)} classes that the teacher knows, on "
+                f"their images only; unknown to it: {_some(unknown)}."
+            )
+        return notes
+
+    def judge(self, dataset: Dataset, limit: int | None = None, batch: int = 64) -> tuple[list[Tensor], Tensor]:
+        """Answer images of a dataset, evenly spaced, as far as their classes are known.
+
+        Args:
+            dataset (Dataset): Gives dicts of `img`, a (channels, H, W) image in 0 to 1, and `cls`, its class index.
+            limit (int, optional): Most images to look at; None for all.
+            batch (int): Images at a time.
+
+        Returns:
+            logits (list[Tensor]): Each member's, (N, len(classes)) in float32 on the CPU.
+            labels (Tensor): The images' classes as columns of the logits, (N,).
+        """
+        logits, labels = [[] for _ in self.members], []
+        for _, images, classes in spaced_batches(dataset, self.classes, limit, batch):
+            for kept, answer in zip(logits, self.answers(images.to(self.device))[0], strict=True):
+                kept.append(answer.float().cpu())
+            labels += [self.classes.index(c) for c in classes]
+        empty = torch.zeros(0, len(self.classes))
+        return [torch.cat([empty, *kept]) for kept in logits], torch.tensor(labels, dtype=torch.long)
+
+    def to(self, device: torch.device) -> TeacherEnsemble:
+        """Move the networks to a device."""
+        super().to(device)
+        self._columns = [None if c is None else c.to(device) for c in self._columns]
+        return self
+
+    def answers(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each member's logits of shape (B, len(classes)), and the features of the first.
+
+        Before `align` only the first is asked, as logits of unknown classes cannot be averaged.
+        """
+        answers = [member(images) for member in (self.members if self.classes else self.members[:1])]
+        logits = [
+            x if columns is None else x.index_select(1, columns)
+            for (x, _), columns in zip(answers, self._columns, strict=False)
+        ]
+        return logits, answers[0][1]
+
+    def __call__(self, images: Tensor, head: bool = True) -> Answer:
+        """Answer a batch of images.
+
+        Args:
+            images (Tensor): Images of shape (B, channels, H, W), 0 to 1, RGB.
+            head (bool): Compute logits; if not, only the first member is asked, see `Teacher`.
+
+        Returns:
+            logits (Tensor): Logits of shape (B, len(classes)), the teacher's own (B, C) before `align`, or (B, 0).
+            features (list[Tensor]): One (B, c, h, w) map per level of the first member.
+        """
+        if not head:
+            return self.first(images, head=False)
+        answers, features = self.answers(images)
+        return average_logits(answers, self.weights[: len(answers)], self.temperature), features
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names, for a sentence."""
+    return "(" + ", ".join(f"'{name}'" for name in names[:5]) + ", ..." * (len(names) > 5) + ")"

@@ -1,0 +1,111 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Where a teacher comes from: one adapter per source, each returning a network and what is known about it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.distillation.safe_load import is_torchscript, regular_file
+from ultralytics.nn.distillation.sources.base import Expected, Source, download
+from ultralytics.nn.distillation.sources.exported import open_onnx, open_torchscript
+from ultralytics.nn.distillation.sources.libraries import LIBRARIES
+from ultralytics.nn.distillation.sources.networks import open_module, open_ultralytics
+from ultralytics.nn.tasks import BaseModel
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+__all__ = ("Expected", "Source", "open_source")
+
+
+def open_source(teacher: Any, expected: Expected, imgsz: int | None = None, trusted: bool = False) -> Source:
+    """Open a teacher, on the CPU, with its content hashed and the convolutions of Ultralytics' networks fused.
+
+    Args:
+        teacher (Any): An Ultralytics `.pt` or its official name, `torchvision:NAME[@FILE]`, `timm:NAME[@FILE]`, a
+            TorchScript or ONNX file, or an `nn.Module`.
+        expected (Expected): What kind of network an Ultralytics checkpoint has to hold; other sources give classifiers.
+        imgsz (int, optional): Image side in pixels to build a network of fixed size for.
+        trusted (bool): Let a file run code of its own.
+
+    Returns:
+        (Source): The network and what is known about it.
+
+    Raises:
+        FileNotFoundError: If the file does not exist or cannot be downloaded.
+        ImportError: If the source needs a library that is not installed.
+        TypeError: If it is not a trained classifier, or the file is damaged or not safe to load.
+        ValueError: If no teacher is given, or the library knows no such network.
+    """
+    if teacher is None:
+        raise ValueError(
+            f"No teacher given. Set 'teacher' to a trained {expected.noun} checkpoint, e.g. "
+            f"'teacher=runs/{expected.task}/train/weights/best.pt'."
+        )
+    source = _open(teacher, expected, imgsz, trusted)
+    source.content_hash = _hash_file(source.file) if source.file else _hash_weights(source.network)
+    if isinstance(source.network, BaseModel):
+        source.network = source.network.eval().fuse(verbose=False)
+    return source
+
+
+def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool) -> Source:
+    """Let the adapter of a teacher's source open it."""
+    if isinstance(teacher, nn.Module):
+        return open_module(teacher)
+    library, _, rest = str(teacher).partition(":")
+    if library == "module":
+        raise ValueError(f"'teacher={teacher}' was a network given in Python: give it again, as 'teacher=network'.")
+    if library in LIBRARIES:
+        name, at, file = rest.partition("@")
+        if at and not file:
+            raise ValueError(f"'teacher={teacher}' names no file after '@'. Give one, or leave the '@' out.")
+        return LIBRARIES[library](name, file, imgsz, trusted)
+    file = _find(teacher)
+    if Path(file).suffix.lower() == ".onnx":
+        return open_onnx(file, teacher)
+    if is_torchscript(file):
+        return open_torchscript(file, teacher, trusted)
+    return open_ultralytics(file, teacher, trusted, expected)
+
+
+def _find(path: str | Path) -> str:
+    """Return the path of a teacher's file, downloaded if it is an official one that is not there yet."""
+    file = str(Path(check_model_file_from_stem(path)).expanduser()) if "://" not in str(path) else str(path)
+    if Path(file).suffix.lower() in {".yaml", ".yml"}:
+        raise TypeError(
+            f"'teacher={path}' is a network description without trained weights. Train it first, i.e. "
+            f"'yolo classify train model={path}', and give its 'best.pt'."
+        )
+    for local in (Path(file), Path(SETTINGS["weights_dir"]) / file):
+        if local.is_file():
+            return regular_file(local, path)
+    if file.lower().startswith(REMOTE_FILE_PREFIXES):
+        return regular_file(download(lambda: check_file(file, download_dir=SETTINGS["weights_dir"]), path), path)
+    if Path(file).name in GITHUB_ASSETS_NAMES:
+        return regular_file(download(lambda: attempt_download_asset(file), path), path)
+    return regular_file(file, path)
+
+
+def _hash_file(file: str) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash_weights(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() if plain else f"{name} {value}".encode())
+        if plain:
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Teachers of TorchVision and timm, with their official weights or those of a file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.distillation.class_names import imagenet_names
+from ultralytics.nn.distillation.safe_load import load_checkpoint_file, load_safetensors, regular_file
+from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
+
+__all__ = ("LIBRARIES",)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STATE_KEYS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP, torch.compile and AveragedModel put before a name
+
+
+def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool) -> Source:
+    """Open a TorchVision classifier with its official weights or those of a file."""
+    import torchvision.models as library
+
+    teacher = f"torchvision:{name}" + (f"@{file}" if file else "")
+    _check_known(name, library.list_models(module=library), teacher)
+    if not file:
+        weights = library.get_model_weights(name).DEFAULT
+        # A first, restricted reading, as TorchVision's own would run what a file in its cache says
+        download(lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True), teacher)
+        network = library.get_model(name, weights=weights)
+        preset = weights.transforms()
+        return Source(
+            teacher, network, imagenet_names(), 3, fixed_imgsz(network), tuple(preset.mean), tuple(preset.std)
+        )
+
+    def build(num_classes: int, imgsz: int | None = None) -> nn.Module:
+        extra = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}  # they warn without
+        extra |= {"image_size": imgsz} if imgsz else {}
+        return library.get_model(name, weights=None, num_classes=num_classes, **extra)
+
+    source = _open_weights(teacher, f"torchvision:{name}", file, build, imgsz, trusted)
+    source.mean, source.std = IMAGENET_MEAN, IMAGENET_STD
+    return source
+
+
+def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source:
+    """Open a timm classifier with its official weights or those of a file."""
+    teacher = f"timm:{name}" + (f"@{file}" if file else "")
+    try:
+        import timm
+    except ImportError as e:
+        raise ImportError(f"'teacher={teacher}' needs timm. Install it with 'pip install timm'.") from e
+    if ":" not in name:  # hf-hub:owner/name is the Hub's to know
+        _check_known(name.partition(".")[0], timm.list_models(), teacher)
+
+    def build(num_classes: int | None = None, imgsz: int | None = None) -> nn.Module:
+        extra = {"pretrained": True} if num_classes is None else {"num_classes": num_classes}
+        return timm.create_model(name, **extra, **({"img_size": imgsz} if imgsz else {}))
+
+    if file:
+        source = _open_weights(teacher, f"timm:{name}", file, build, imgsz, trusted)
+    else:
+
+        def build_official() -> nn.Module:
+            fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+            return build(imgsz=imgsz if fixed else None)
+
+        network = download(build_official, teacher)
+        source = Source(teacher, network, imgsz=fixed_imgsz(network))
+        if network.num_classes == 1000:
+            source.names = imagenet_names()
+        elif subset := timm.data.infer_imagenet_subset(network):
+            source.names = timm.data.ImageNetInfo(subset).label_names()
+    config = timm.data.resolve_model_data_config(source.network)
+    source.channels, source.mean, source.std = config["input_size"][0], config["mean"], config["std"]
+    return source
+
+
+LIBRARIES: dict[str, Callable[[str, str, int | None, bool], Source]] = {
+    "torchvision": _open_torchvision,
+    "timm": _open_timm,
+}
+
+
+def _open_weights(
+    teacher: str,
+    library: str,
+    file: str,
+    build: Callable[..., nn.Module],
+    imgsz: int | None,
+    trusted: bool,
+) -> Source:
+    """Fill a library's network with the weights of a file, every one of them."""
+    file = regular_file(file, teacher)
+    if Path(file).suffix.lower() == ".safetensors":
+        saved, content = load_safetensors(file, teacher)
+    else:
+        content = load_checkpoint_file(file, teacher, trusted)
+        saved = _state_of(content, teacher)
+    state = {WRAPPERS.sub("", k): v for k, v in saved.items() if k != "n_averaged"}
+    network = build(2)
+    resized = imgsz if fixed_imgsz(network) else None
+    expected, other = build(2, resized).state_dict(), build(3, resized).state_dict()
+    # The head is what grows with the number of classes; only a head that is there as a whole is built
+    head = [k for k, v in expected.items() if other[k].shape != v.shape]
+    classes = {tuple(state[k].shape[:1]) for k in head if k in state}
+    if len(classes) == 1 and all(k in state and state[k].shape[1:] == expected[k].shape[1:] for k in head):
+        network = build(max(*classes.pop(), 1), resized)
+        expected = network.state_dict()
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in state if k not in expected]
+    unlike = [
+        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if missing or unknown or unlike:
+        faults = {"it lacks": missing, "it has besides": unknown, "shapes differ in": unlike}
+        said = "; ".join(
+            f"{what} {', '.join(map(str, x[:3]))}{' ...' * (len(x) > 3)}" for what, x in faults.items() if x
+        )
+        raise TypeError(
+            f"'teacher={teacher}' does not fit {library}, and no part of a teacher is initialised at random: {said}. "
+            f"Give the network that the file was saved from"
+            + (", and the image size it was trained at as 'teacher_imgsz'." if fixed_imgsz(network) else ".")
+        )
+    state = OrderedDict(state)
+    state._metadata = getattr(saved, "_metadata", expected._metadata)  # some modules ask for its version
+    network.load_state_dict(state, strict=False)
+    return trained(Source(f"{library}@{file}", network, names_in(content), 3, fixed_imgsz(network), file=file), teacher)
+
+
+def _check_known(name: str, known: Sequence[str], teacher: str) -> None:
+    """Refuse a network that a library does not have."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or list(known[:3])
+        raise ValueError(f"'teacher={teacher}' names no classifier of the library. Similar names are {near}.")
+
+
+def _state_of(content: Any, teacher: str) -> Mapping[str, Tensor]:
+    """Return the state dict in a checkpoint, the averaged weights before the others."""
+    nested = [content[k] for k in STATE_KEYS if k in content] if isinstance(content, Mapping) else []
+    for state in [*nested, content]:
+        if isinstance(state, Mapping) and state and all(map(_is_weight, state.items())):
+            return state
+    raise TypeError(f"'teacher={teacher}' holds no state dict. Save one with 'torch.save(model.state_dict(), ...)'.")
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    """Tell a name and an ordinary tensor."""
+    name, value = item
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )

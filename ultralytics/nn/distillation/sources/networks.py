@@ -1,0 +1,91 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Teachers that are networks already: Ultralytics' own checkpoints, and modules given in Python."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.engine.model import Model
+from ultralytics.nn.distillation.safe_load import check_modules, load_checkpoint_file
+from ultralytics.nn.distillation.sources.base import Expected, Source, UntrainedError, fixed_imgsz, names_of, trained
+from ultralytics.nn.tasks import BaseModel, guess_model_task
+
+__all__ = ("open_module", "open_ultralytics")
+
+
+def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected) -> Source:
+    """Open a checkpoint of Ultralytics' own, of the task that is expected."""
+    if Path(file).suffix != ".pt":
+        raise TypeError(
+            f"'teacher={teacher}' is no '.pt', ONNX or TorchScript file. Give the 'best.pt' of a {expected.noun} "
+            f"training, or weights with the network that they belong to, i.e. 'timm:resnet18@{Path(file).name}'."
+        )
+    ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
+    try:
+        model = (ckpt.get("ema") or ckpt.get("model")) if isinstance(ckpt, Mapping) else None
+    except RuntimeError:  # a tensor is neither true nor false
+        model = None
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"'teacher={teacher}' holds weights, but no Ultralytics network. Give the 'best.pt' of a {expected.noun} "
+            f"training, or name the network that the weights belong to, i.e. 'teacher=timm:resnet18@{Path(file).name}'."
+        )
+    try:
+        if not trusted:
+            check_modules(model)
+        if not isinstance(model, expected.network_class):
+            task = guess_model_task(model)
+            unlike = f"a {expected.noun} network, but not one of Ultralytics'"
+            raise NotImplementedError(unlike if task == expected.task else f"a {task} model")
+        if ckpt.get("modelopt"):  # trained with quantize=8: the fake quantization is part of what it learned
+            if not trusted:
+                raise TypeError("its quantization needs code of another library; trust it with 'teacher_trusted=True'")
+            from ultralytics.utils.torch_utils import restore_qat  # the oldest supported release has none
+
+            restore_qat(model, ckpt["modelopt"])
+        source = Source(file, model.float(), names_of(model), model.yaml.get("channels", 3), file=file)
+        return trained(source, teacher)
+    except NotImplementedError as e:
+        raise TypeError(
+            f"'teacher={teacher}' is {e}, but the teacher must be a {expected.noun} model, e.g. "
+            f"'teacher={expected.example}'."
+        ) from e
+    except UntrainedError as e:
+        raise TypeError(str(e)) from e
+    except Exception as e:  # a network whose parts were damaged or made up
+        raise TypeError(
+            f"'teacher={teacher}' cannot be loaded: its network is damaged ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:120]}). Copy or train it again."
+        ) from e
+
+
+def open_module(module: nn.Module) -> Source:
+    """Open a network given in Python: a copy, as it will be frozen."""
+    if isinstance(module, Model):  # YOLO(...)
+        module = module.model
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"'teacher=YOLO({module})' is an exported model. Give the file itself, 'teacher={module}'.")
+    known = getattr(module, "pretrained_cfg", None) or {}  # timm's
+    try:
+        network = copy.deepcopy(module).float().cpu()
+    except Exception as e:
+        raise TypeError(
+            f"'teacher=module:{type(module).__name__}' cannot be copied ({type(e).__name__}). Save its weights, and "
+            f"load them into a new network."
+        ) from e
+    return trained(
+        Source(
+            f"module:{type(module).__name__}",
+            network,
+            names_of(network),
+            network.yaml.get("channels", 3) if isinstance(network, BaseModel) else None,
+            fixed_imgsz(network),
+            known.get("mean", (0.0,)),
+            known.get("std", (1.0,)),
+        ),
+        f"module:{type(module).__name__}",
+    )

@@ -1,0 +1,232 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""The teacher: a trained network as a frozen function from images to what its head says and its feature maps."""
+
+from __future__ import annotations
+
+import copy
+import math
+import reprlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
+from ultralytics.nn.distillation.class_names import read_names
+from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.sources import Expected, Source, open_source
+from ultralytics.nn.distillation.taps import FeatureLevel, FeatureTaps, find_levels
+from ultralytics.nn.tasks import BaseModel
+from ultralytics.utils import WINDOWS
+from ultralytics.utils.torch_utils import attempt_compile
+
+__all__ = ("Teacher",)
+
+CUDA_GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of torch.compile
+CHANNELS_LAST = 96  # side of the images in pixels from which that memory format is faster on a CPU
+PIXELS_AT_ONCE = 1 << 20  # on a CPU; their maps are tens of MB, and larger ones the system has to find anew each time
+
+
+class Teacher:
+    """A trained network, frozen: eval mode, no gradients. A task's own teacher says what the head's output means.
+
+    It is no `nn.Module`, so that it can never become part of a student, an optimizer or a checkpoint. Images come as
+    upstream's training holds them, 0 to 1 in RGB with mean 0 and standard deviation 1, and are brought to the teacher's
+    own size, mean and standard deviation here.
+
+    Attributes:
+        expected (Expected): What kind of network an Ultralytics checkpoint has to hold.
+        source (str): The teacher as args.yaml records it, files by absolute path.
+        model (nn.Module): The network.
+        names (list[str] | None): Class names by index, if known.
+        channels (int | None): Input channels, if known.
+        imgsz (int | None): Side of the images it sees in pixels; None for the student's.
+        has_features (bool): Whether feature maps can be read inside it.
+        content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
+        levels (Sequence[FeatureLevel]): The feature maps to return, none at first.
+        pixels_at_once (float): Above so many pixels a batch is answered in pieces of two images or more; infinite at
+            first, and where that gains nothing.
+    """
+
+    expected: ClassVar[Expected]
+
+    def __init__(
+        self,
+        source: Any,
+        names: Any = None,
+        imgsz: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        trusted: bool = False,
+    ):
+        """Open a teacher and freeze it, on the CPU.
+
+        Args:
+            source (Any): What `sources.open_source` takes, or a Source.
+            names (list | dict | str | Path, optional): Class names by index; None for the source's own.
+            imgsz (int, optional): Side of the images it sees in pixels; None for the source's own, or the student's.
+            mean (Sequence[float], optional): Mean that its images have subtracted; None for the source's own.
+            std (Sequence[float], optional): Standard deviation that they are divided by; None for the source's own.
+            trusted (bool): Let a file run code of its own.
+
+        Raises:
+            FileNotFoundError: If a file does not exist or cannot be downloaded.
+            ImportError: If the source needs a library that is not installed.
+            TypeError: If it is no trained network of the task, or the file is damaged or not safe to load.
+            ValueError: If no teacher is given, or the names are no list of names.
+        """
+        opened = source if isinstance(source, Source) else open_source(source, self.expected, imgsz, trusted)
+        self.source = opened.name
+        try:
+            self.names = opened.names if names is None else read_names(names)
+        except (FileNotFoundError, TypeError, ValueError) as e:
+            raise type(e)(f"'teacher_names={reprlib.repr(names)}' is an invalid value. {e}") from e
+        self.channels = opened.channels
+        self.imgsz = imgsz or opened.imgsz
+        self.has_features = opened.has_features
+        self.content_hash = opened.content_hash
+        self.model = opened.network.eval()
+        for parameter in self.model.parameters():  # a TorchScript module refuses requires_grad_ as a whole
+            parameter.requires_grad_(False)
+        self.levels: Sequence[FeatureLevel] = ()
+        self.pixels_at_once = math.inf
+        self._mean, self._std = (
+            torch.tensor(own if given is None else given, dtype=torch.float32).reshape(1, -1, 1, 1)
+            for given, own in ((mean, opened.mean), (std, opened.std))
+        )
+        self._normalizes = bool(self._mean.any() or (self._std != 1).any())  # asking a CUDA tensor would synchronise
+        self._side = 0  # of the images it sees, once that is known
+        self._compiled: nn.Module | None = None
+        self._compiled_shape: tuple[int, ...] = ()
+        self._in_graphs = False  # whether the compiled network answers in memory that its next call overwrites
+
+    def read(self, output: Any) -> Any:
+        """Return what the network's raw output in eval mode means: tensors over B images, or a dict of such."""
+        raise NotImplementedError
+
+    def check_answer(self, answer: Any) -> None:
+        """Refuse an answer to two random images that is none of the task's.
+
+        Raises:
+            ValueError: If the answer has another shape, is not finite, or is not of as many classes as there are names.
+        """
+        raise NotImplementedError
+
+    def vet(self, imgsz: int, channels: int) -> None:
+        """Check by one forward pass of two random images that this teacher answers as one of its task.
+
+        Args:
+            imgsz (int): Side of the student's images in pixels.
+            channels (int): Their channels.
+
+        Raises:
+            ValueError: If it takes other images, or gives another answer.
+        """
+        if self.channels not in {None, channels}:
+            raise ValueError(
+                f"'teacher={self.source}' takes images of {self.channels} channels, but the dataset's have {channels}. "
+                f"Give a teacher trained on {channels}-channel images."
+            )
+        if max(self._mean.shape[1], self._std.shape[1]) not in {1, channels}:
+            raise ValueError(f"'teacher_mean' and 'teacher_std' need 1 or {channels} values, one per image channel.")
+        side = self._side = self.imgsz or imgsz
+        images = torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
+        try:
+            answer, _ = self(images)
+        except Exception as e:  # a foreign network may fail in any way
+            raise ValueError(
+                f"'teacher={self.source}' cannot process a batch of 2 images of {channels}x{side}x{side} "
+                f"({type(e).__name__}: {' '.join(str(e).split())[:160]}). Set 'teacher_imgsz' to the size it was "
+                f"trained at."
+            ) from e
+        self.check_answer(answer)
+
+    def find_levels(self, imgsz: int, channels: int) -> dict[str, FeatureLevel]:
+        """List the feature maps that can be read, see `taps.find_levels`; none in an exported file."""
+        if not self.has_features:
+            return {}
+        return find_levels(self.model, self.imgsz or imgsz, channels)
+
+    def head(self, level: FeatureLevel) -> nn.Module | None:
+        """Return the head as a function of a level's map, or None if that is not what it is given."""
+        return None
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the network to a device, an Ultralytics one in the memory format that is fastest there."""
+        self.model.to(device)
+        least = {"cpu": CHANNELS_LAST, "cuda": 1}.get(device.type, math.inf)
+        if self._side >= least and not WINDOWS and isinstance(self.model, BaseModel):
+            self.model.to(memory_format=torch.channels_last)
+        self.pixels_at_once = PIXELS_AT_ONCE if device.type == "cpu" and self.has_features else math.inf
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self
+
+    def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
+        """Compile the network for batches of one shape; those of another are answered by the network as it is.
+
+        Args:
+            mode (bool | str): Mode of `torch.compile`, True for its default one.
+            shape (Sequence[int]): Shape of the images, (B, channels, H, W), before they are resized.
+        """
+        if self._compiled_shape == tuple(shape):
+            return
+        module = _WithFeatures(self.model, self.levels)
+        self._compiled = attempt_compile(module, next(self.model.parameters()).device, mode=mode)
+        self._compiled_shape = tuple(shape)
+        self._in_graphs = mode in CUDA_GRAPH_MODES
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, head: bool = True) -> Answer:
+        """Answer a batch of images.
+
+        Args:
+            images (Tensor): Images of shape (B, channels, H, W) as upstream's training loop holds them: 0 to 1, RGB.
+            head (bool): Compute what the head says; if not, the forward pass ends at the last level.
+
+        Returns:
+            output (Any): What `read` gives, an empty tensor of shape (B, 0) without.
+            features (list[Tensor]): One (B, c, h, w) map per level.
+        """
+        compiled = self._compiled if images.shape == self._compiled_shape else None
+        pixels = len(images) * math.prod((self.imgsz, self.imgsz) if self.imgsz else images.shape[-2:])
+        pieces = min(math.ceil(pixels / self.pixels_at_once), len(images) // 2)
+        if compiled is None and pieces > 1:
+            return tree_map(
+                lambda *parts: torch.cat(parts), *(tuple(self(piece, head)) for piece in images.tensor_split(pieces))
+            )
+        if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
+            images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", antialias=True)
+        if self._normalizes:
+            images = (images - self._mean) / self._std
+        if compiled is not None:
+            output, features = compiled(images, head)
+            if self._in_graphs:  # of any network: a graph's memory is free for the next that is called
+                output, features = tree_map_only(Tensor, Tensor.clone, (output, features))
+        else:
+            # Hooks only for this call: the network may be the student's EMA, which is copied and saved
+            taps = FeatureTaps(self.model, self.levels, stop=not head)
+            try:
+                output = self.model(images)
+                features = taps.take()
+            except FeatureTaps.Complete:
+                features = taps.take()
+            finally:
+                taps.remove()
+        return self.read(output) if head else images.new_zeros(len(images), 0), features
+
+
+class _WithFeatures(nn.Module):
+    """A network together with what is read inside it, to be compiled as one."""
+
+    def __init__(self, network: nn.Module, levels: Sequence[FeatureLevel]):
+        super().__init__()
+        # A copy that shares the weights, as hooks stay on what is compiled
+        shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
+        self.network = copy.deepcopy(network, shared)
+        self.taps = FeatureTaps(self.network, levels)
+
+    def forward(self, images: Tensor, head: bool) -> tuple[Any, list[Tensor]]:
+        """Return the network's output, if it is wanted, and its maps; compiled, what nobody wants is left out."""
+        output = self.network(images)
+        return output if head else None, self.taps.take()
