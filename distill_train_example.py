@@ -165,12 +165,12 @@ def write_image_folder(folder: Path, splits: dict[str, tuple[np.ndarray, Iterabl
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_files(folder.parent, partial=f".{folder.name}.{os.getpid()}") as partial:  # several may write it at once
+    with whole_files(folder.parent, scratch=f".{folder.name}.{os.getpid()}") as scratch:  # several may write it at once
         for split, (images, labels) in splits.items():
             for name in names:
-                (partial / folder.name / split / name).mkdir(parents=True)
+                (scratch / folder.name / split / name).mkdir(parents=True)
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                Image.fromarray(image).save(partial / folder.name / split / names[label] / f"{i:05}.png")
+                Image.fromarray(image).save(scratch / folder.name / split / names[label] / f"{i:05}.png")
     return folder
 
 

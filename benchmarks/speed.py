@@ -10,8 +10,8 @@ are timed in turn in one process, so that what else the machine does falls on al
 are reported. Epochs are the trainer's own, with its data loader; memory is that of a process for each kind of training.
 timm's and torchdistill's steps are of the same two networks, as they are loaded, with the same optimizer and EMA, where
 these packages are installed.
-`pairs`, i.e. `s>n,x>l`, are sizes of networks, teacher>student, that are measured too, and plotted beside the output.
-A sweep is lists of `imgsz` and `batch`, i.e. `imgsz=32,64 batch=256,16 kinds=plain,distilled epochs=0 memory=0`.
+`pairs`, e.g. `s>n,x>l`, are sizes of networks, teacher>student, that are measured too, and plotted beside the output.
+A sweep is lists of `imgsz` and `batch`, e.g. `imgsz=32,64 batch=256,16 kinds=plain,distilled epochs=0 memory=0`.
 """
 
 from __future__ import annotations

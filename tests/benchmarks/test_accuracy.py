@@ -4,7 +4,7 @@ import json
 
 import pytest
 from helpers import load_benchmark, write_idx
-from ultralytics.models.yolo.classify import distill_compare
+from ultralytics.engine.distillation import compare
 
 accuracy = load_benchmark("accuracy")
 
@@ -31,5 +31,5 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     def never(*args, **kwargs):
         raise AssertionError("everything is measured already")
 
-    monkeypatch.setattr(distill_compare, "train_student", never)
+    monkeypatch.setattr(compare, "train_student", never)
     accuracy.main([*line, "seeds=0,1", "variants=plain,distilled"])

@@ -122,7 +122,7 @@ def test_says_what_the_seeds_show(differences, words):
     plain = {str(i): 80.0 for i in range(len(differences))}
     distilled = {str(i): 80.0 + d for i, d in enumerate(differences)}
     row = summarise({"plain": plain, "distilled": distilled})["distilled"]
-    assert words in comparison._verdict(row)
+    assert words in comparison._verdict(row, "top-1")
 
 
 def test_a_damaged_run_starts_anew(settings, tmp_path, monkeypatch):
@@ -133,18 +133,21 @@ def test_a_damaged_run_starts_anew(settings, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(comparison.LOGGER, "warning", said.append)
     arguments = {k: settings[k] for k in (*TRAINING, "model", "data", "fraction")}
-    row = train_student({**arguments, "project": str(tmp_path), "exist_ok": True}, "plain_0")
+    overrides = {**arguments, "project": str(tmp_path), "exist_ok": True}
+    row = train_student(DistillationClassificationTrainer, overrides, "plain_0")
     assert "starts anew" in said[0]
     assert len(row["curve"]) == 1
     assert row["seconds"] > 0
-    again = train_student({**arguments, "project": str(tmp_path), "exist_ok": True}, "plain_0")
+    again = train_student(DistillationClassificationTrainer, overrides, "plain_0")
     assert math.isnan(again["seconds"])
     assert again["top1"] == row["top1"]
 
 
 def test_the_command(settings, monkeypatch):
     compared = []
-    monkeypatch.setattr(train, "compare", compared.append)
+    monkeypatch.setattr(train, "compare", lambda *arguments: compared.append(arguments))
     assert train.main(["compare", *(f"{k}={v}" for k, v in settings.items())]) is None
-    assert compared[0]["seeds"] == 2
+    ((trainer_class, given),) = compared
+    assert trainer_class is DistillationClassificationTrainer
+    assert given["seeds"] == 2
     assert compared[0]["teacher"] == settings["teacher"]

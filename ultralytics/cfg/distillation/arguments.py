@@ -128,7 +128,7 @@ class DistillationArgs:
             if not kind.is_type(value):
                 raise TypeError(
                     f"'{f.name}={value!s:.100}' is of invalid type {type(value).__name__}. Valid '{f.name}' types are "
-                    f"{kind.types} (i.e. '{f.name}={f.default}')."
+                    f"{kind.types} (e.g. '{f.name}={f.default}')."
                 )
             if not kind.in_range(value):
                 raise ValueError(f"'{f.name}={value}' is an invalid value. Valid '{f.name}' values are {kind.values}.")

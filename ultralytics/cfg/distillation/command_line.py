@@ -40,7 +40,7 @@ def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = No
         elif argument in switches:
             key, value = argument, True
         else:
-            raise SyntaxError(f"'{argument}' is not a valid argument. Arguments are 'key=value', i.e. 'epochs=50'.")
+            raise SyntaxError(f"'{argument}' is not a valid argument. Arguments are 'key=value', e.g. 'epochs=50'.")
         if key in (own or {}) and key in switches and not isinstance(value, bool):
             raise TypeError(f"'{key}={value}' is of invalid type {type(value).__name__}. Give True or False.")
         parsed[key] = value

@@ -56,7 +56,7 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
     settings, task = dict(settings), trainer_class.task
     seeds = _seeds(settings.pop("seeds", 3))
     if given := settings.keys() & {"seed", "resume", "exist_ok", "save_dir"}:
-        raise ValueError(f"A comparison has 'seeds=', i.e. 'seeds=3', and goes on by itself: leave out '{min(given)}'.")
+        raise ValueError(f"A comparison has 'seeds=', e.g. 'seeds=3', and goes on by itself: leave out '{min(given)}'.")
     project, name = settings.pop("project", None), settings.pop("name", "compare")
     distillation, training = DistillationArgs.split(settings)
     args = DistillationArgs(**distillation)
@@ -74,9 +74,9 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
     train_students(trainer_class, variants, training, seeds, report, folder / REPORT)
     words = task.score.words
     text = f"{table(report['summary'], words)}\n\n{_verdict(report['summary']['distilled'], words)}"
-    with whole_files(folder) as partial:
-        (partial / "compare.md").write_text(text + "\n", encoding="utf-8")
-        _plot(report["curves"], task.score, partial / "compare.png")
+    with whole_files(folder) as scratch:
+        (scratch / "compare.md").write_text(text + "\n", encoding="utf-8")
+        _plot(report["curves"], task.score, scratch / "compare.png")
     LOGGER.info(f"\n{text}\n\nSaved to {folder}")
     return folder
 
@@ -141,8 +141,8 @@ def train_students(
 
 def _save(report: dict[str, Any], output: Path) -> None:
     """Write the report, whole or not at all."""
-    with whole_files(output.parent, partial=f".{output.name}.partial") as partial:
-        (partial / output.name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with whole_files(output.parent, scratch=f".{output.name}.partial") as scratch:
+        (scratch / output.name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def train_student(

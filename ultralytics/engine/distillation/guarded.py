@@ -61,6 +61,10 @@ class GuardedTrainer(ResumableTrainer):
         self.skipped: Counter[str] = Counter()
         self._batches = 0
         self._pending = False  # a batch that was not looked at yet
+        self._statistics: list[Tensor] = []  # of the student's BatchNorm layers
+        self._kept_statistics: list[Tensor] = []  # the same before the batch
+        self._means: dict[str, Tensor] | None = None  # the running means of the losses before the batch
+        self._skipped_before = 0  # in the epochs before
         super().__init__(*args, **kwargs)
 
     def _setup_train(self) -> None:

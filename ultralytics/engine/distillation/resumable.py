@@ -125,12 +125,12 @@ class ResumableTrainer(BaseTrainer):
         """
         folder, last, best = self.wdir, self.last, self.best
         try:
-            with self.whole_files(folder) as partial:
-                self.wdir, self.last, self.best = partial, partial / last.name, partial / best.name
+            with self.whole_files(folder) as scratch:
+                self.wdir, self.last, self.best = scratch, scratch / last.name, scratch / best.name
                 saved = super().save_model()
                 if saved:
                     torch.save({**torch_load(self.last, map_location="cpu"), STATE: self._state()}, self.last)
-                    for file in set(partial.iterdir()) - {self.last}:  # upstream writes one content to each
+                    for file in set(scratch.iterdir()) - {self.last}:  # upstream writes one content to each
                         shutil.copyfile(self.last, file)
         finally:
             self.wdir, self.last, self.best = folder, last, best
@@ -157,8 +157,8 @@ class ResumableTrainer(BaseTrainer):
         """Take out of results.csv what was written after the checkpoint was."""
         if RANK in {-1, 0} and self.csv.exists():
             lines = self.csv.read_text(encoding="utf-8").splitlines(keepends=True)
-            with self.whole_files(self.csv.parent) as partial:
-                (partial / self.csv.name).write_text("".join(lines[: epoch + 2]), encoding="utf-8")
+            with self.whole_files(self.csv.parent) as scratch:
+                (scratch / self.csv.name).write_text("".join(lines[: epoch + 2]), encoding="utf-8")
 
     def _do_train(self) -> None:
         """Train in a folder that no other run writes to."""
@@ -202,13 +202,13 @@ class ResumableTrainer(BaseTrainer):
         with torch_distributed_zero_first(LOCAL_RANK):
             if RANK in {-1, 0} and self.last.exists():
                 results = torch_load(self.last, map_location="cpu")["train_results"]
-                with self.whole_files(self.wdir) as partial:
+                with self.whole_files(self.wdir) as scratch:
                     for file in filter(Path.exists, (self.last, self.best)):
                         ckpt = torch_load(file, map_location="cpu")
                         ckpt.pop(STATE, None)
                         self._strip(ckpt)
-                        torch.save(ckpt, partial / file.name)
-                        strip_optimizer(partial / file.name, updates={"train_results": results})
+                        torch.save(ckpt, scratch / file.name)
+                        strip_optimizer(scratch / file.name, updates={"train_results": results})
         if self.best.exists():
             LOGGER.info(f"\nValidating {self.best}...")
             self.validator.args.plots = self.args.plots
@@ -226,8 +226,8 @@ class ResumableTrainer(BaseTrainer):
         Raises:
             OSError: If they cannot be written; it says how to go on.
         """
-        with self._explained(folder, self.last), whole_files(folder, self.last.name) as partial:
-            yield partial
+        with self._explained(folder, self.last), whole_files(folder, self.last.name) as scratch:
+            yield scratch
 
     @contextmanager
     def _explained(self, folder: Path, last: Path) -> Iterator[None]:

@@ -17,18 +17,18 @@ from ultralytics.utils import RANK
 
 __all__ = ("claim_folder", "locked", "sweep", "whole_files")
 
-LOCK, PARTIAL = ".lock", ".partial"  # beside the files of a run, while they are written
+LOCK, SCRATCH = ".lock", ".partial"  # beside the files of a run, while they are written
 ROOM = 1 << 20  # bytes that a run's folder must have room for at least
 
 
 @contextmanager
-def whole_files(folder: Path, last: str = "", partial: str = PARTIAL) -> Iterator[Path]:
+def whole_files(folder: Path, last: str = "", scratch: str = SCRATCH) -> Iterator[Path]:
     """Yield a folder to write in; what was written there then appears in `folder`, each entry whole.
 
     Args:
         folder (Path): Where the files are to be.
         last (str): Name of the file that appears after all others.
-        partial (str): Name of the folder to write in; what a process that was killed left there is removed. Processes
+        scratch (str): Name of the folder to write in; what a process that was killed left there is removed. Processes
             that write to one folder at once give names of their own.
 
     Yields:
@@ -37,7 +37,7 @@ def whole_files(folder: Path, last: str = "", partial: str = PARTIAL) -> Iterato
     Raises:
         OSError: If they cannot be written; what was in `folder` stays.
     """
-    written = folder / partial
+    written = folder / scratch
     try:
         shutil.rmtree(written, ignore_errors=True)
         written.mkdir(parents=True)
@@ -123,5 +123,5 @@ def locked(folder: str | Path) -> Iterator[None]:
 def sweep(weights: Path) -> None:
     """Take away what a run left that was killed in its last instant, when its checkpoints were in place already."""
     with suppress(Timeout, OSError), FileLock(weights / LOCK, timeout=0):
-        shutil.rmtree(weights / PARTIAL, ignore_errors=True)
+        shutil.rmtree(weights / SCRATCH, ignore_errors=True)
         (weights / LOCK).unlink()

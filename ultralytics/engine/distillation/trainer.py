@@ -69,7 +69,8 @@ class DistillationTrainer(GuardedTrainer):
         given, overrides = DistillationArgs.split(overrides or {})
         self._given = {**from_cfg, **given}
         self.plan: Plan | None = None
-        self.distiller: Undistilled | None = None
+        self.distiller: Undistilled | None = None  # both are there once upstream has read its arguments
+        self._resolved_data: Any = None  # where upstream has found the dataset
         super().__init__(cfg, overrides, _callbacks)
         if RANK != -1:
             self.world_size = int(os.environ["WORLD_SIZE"])  # upstream counts this host's devices, torchrun all hosts'
@@ -92,7 +93,7 @@ class DistillationTrainer(GuardedTrainer):
     @property
     def distillation_loss(self) -> DistillationLoss | None:
         """The losses from the teacher; None before the student is there, and where `distill_alpha` is 0."""
-        return self.distiller and self.distiller.loss
+        return self.distiller.loss
 
     def _check_arguments(self) -> None:
         """Make the plan, completed from the checkpoint if the run is resumed.
@@ -111,6 +112,7 @@ class DistillationTrainer(GuardedTrainer):
         self.plan = make_plan(
             self.task, arguments, self._given, self.args, bool(self.resume), self._read_dataset, self._build_student
         )
+        self.distiller = Undistilled(self.task, self.plan)  # until the student is there
         recorded = {key: getattr(self.plan.args, key) for key in DISTILLATION_KEYS}
         vars(self.args).update(recorded, teacher=self.plan.teacher.source)
 
@@ -154,7 +156,6 @@ class DistillationTrainer(GuardedTrainer):
         """
         ckpt = super().setup_model()
         if not self.plan.teaches:
-            self.distiller = Undistilled(self.task, self.plan)
             return ckpt
         self.distiller = Distiller(self.task, self.plan, self.device)
         if RANK in {-1, 0}:

@@ -54,7 +54,7 @@ def match_classes(teacher: Sequence[str], dataset: Sequence[str]) -> dict[int, i
     """Match a dataset's classes to a teacher's by name.
 
     Case, spaces and underscores do not matter, unless both know exactly the same names. A dataset whose folders are
-    ImageNet's identifiers, i.e. `n01440764`, finds them in a teacher of ImageNet's 1000 classes.
+    ImageNet's identifiers, e.g. `n01440764`, finds them in a teacher of ImageNet's 1000 classes.
 
     Args:
         teacher (Sequence[str]): The teacher's class names by index.

@@ -111,7 +111,7 @@ class TeacherEnsemble(Teachers):
             if member.names is None:
                 raise ValueError(
                     f"'teacher={member.source}' does not say which classes it knows. Name them by index with "
-                    f"'teacher_names', a list, a dict or a YAML file, i.e. 'teacher_names=ImageNet.yaml', or set "
+                    f"'teacher_names', a list, a dict or a YAML file, e.g. 'teacher_names=ImageNet.yaml', or set "
                     f"'response_distill=False' to learn from its feature maps alone."
                 )
             matches.append(match_classes(member.names, names))

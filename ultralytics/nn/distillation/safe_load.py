@@ -65,7 +65,7 @@ def regular_file(path: str | Path, teacher: Any) -> str:
         raise FileNotFoundError(f"'teacher={teacher!s:.200}' is no path ({type(e).__name__}).") from e
     if not found:
         if path.is_dir():
-            reason = "is a folder; give the file in it, i.e. 'weights/best.pt'"
+            reason = "is a folder; give the file in it, e.g. 'weights/best.pt'"
         elif path.is_symlink():
             reason = "is a link that leads nowhere or to itself; give the file itself"
         else:

@@ -193,11 +193,11 @@ def _check(what: str, given: Any, default: Any) -> None:
                 f"'{what}={given}' is of invalid type {type(given).__name__}. Give a name or a dict of names."
             )
         if not choose("response_method", given):
-            raise ValueError(f"'{what}={given}' leaves no method with a share above 0. Give one, i.e. {default}.")
+            raise ValueError(f"'{what}={given}' leaves no method with a share above 0. Give one, e.g. {default}.")
     elif isinstance(default, bool):
         if not isinstance(given, bool):
             raise TypeError(f"'{what}={given}' is of invalid type {type(given).__name__}. Give True or False.")
     elif isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise TypeError(f"'{what}={given}' is of invalid type {type(given).__name__}. Give a number, i.e. {default}.")
+        raise TypeError(f"'{what}={given}' is of invalid type {type(given).__name__}. Give a number, e.g. {default}.")
     elif not 0 <= given < math.inf or (given == 0 and what.endswith("temperature")):
-        raise ValueError(f"'{what}={given}' is an invalid value. Give a finite number, not negative, i.e. {default}.")
+        raise ValueError(f"'{what}={given}' is an invalid value. Give a finite number, not negative, e.g. {default}.")

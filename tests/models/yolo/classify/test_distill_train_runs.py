@@ -229,7 +229,8 @@ def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch)
         before = copy.deepcopy(model.student.state_dict())
         copied = copy.deepcopy(model).train()
         asked = []
-        hook = trainer.teacher.first.model.register_forward_hook(
+        teacher = trainer.teacher._teacher if source == "self" else trainer.teacher.first
+        hook = teacher.model.register_forward_hook(
             lambda module, args, output: asked.append((len(args[0]), threading.current_thread().name.split("_")[0]))
         )
         total = copied(torch.rand(4, copied.yaml.get("channels", 3), imgsz, imgsz, requires_grad=True))

@@ -43,7 +43,7 @@ def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, network
     if not (best.exists() and arguments.exists() and (folder / "results.csv").exists()):
         raise FileNotFoundError(
             f"'baseline={folder}' is not a run's folder: it lacks 'args.yaml', 'results.csv' or 'weights/best.pt'. "
-            f"Give one that 'use_distillation=False' has trained, i.e. 'baseline=runs/classify/train'."
+            f"Give one that 'use_distillation=False' has trained, e.g. 'baseline=runs/classify/train'."
         )
     arguments = YAML.load(arguments)
     try:

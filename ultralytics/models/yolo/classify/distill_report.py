@@ -98,10 +98,10 @@ def report_classification(run: FinishedRun) -> ReportPart:
     }
     figures = _figures(run, networks, images)
     classes = _per_class(figures)
-    partial = "teacher" in networks and len(networks["teacher"].classes) < len(run.plan.data["names"])
+    knows_some = "teacher" in networks and len(networks["teacher"].classes) < len(run.plan.data["names"])
     summary = {
         "images": len(images.labels),
-        "known_to_teacher_only": partial,
+        "known_to_teacher_only": knows_some,
         "networks": {who: _describe(network, run) for who, network in networks.items()},
         "pull": run.pull,
         "entropy": figures.entropy,
@@ -111,7 +111,7 @@ def report_classification(run: FinishedRun) -> ReportPart:
     }
     for who, row in summary["networks"].items():
         row |= {"top1": figures.top1(who), "calibration_error": calibrations[who].error}
-    top1 = figures.top1("teacher") if "teacher" in networks and not partial else None
+    top1 = figures.top1("teacher") if "teacher" in networks and not knows_some else None
     charts = {
         "accuracy": draw_accuracy({who: n.curve for who, n in networks.items() if n.curve}, top1),
         "classes": draw_classes(classes[:CLASSES], list(networks)),

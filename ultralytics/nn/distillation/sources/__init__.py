@@ -78,7 +78,7 @@ def _find(path: str | Path) -> str:
     file = str(Path(check_model_file_from_stem(path)).expanduser()) if "://" not in str(path) else str(path)
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
         raise TypeError(
-            f"'teacher={path}' is a network description without trained weights. Train it first, i.e. "
+            f"'teacher={path}' is a network description without trained weights. Train it first, e.g. "
             f"'yolo classify train model={path}', and give its 'best.pt'."
         )
     for local in (Path(file), Path(SETTINGS["weights_dir"]) / file):

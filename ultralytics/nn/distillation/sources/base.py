@@ -89,7 +89,7 @@ def trained(source: Source, teacher: Any) -> Source:
     if norms and not any(m.running_mean.any() for m in norms):
         raise UntrainedError(
             f"'teacher={teacher}' has never been trained: its BatchNorm statistics are those of a new network. "
-            f"Train it first, i.e. 'yolo classify train model=yolo11l-cls.yaml', and give its 'best.pt'."
+            f"Train it first, e.g. 'yolo classify train model=yolo11l-cls.yaml', and give its 'best.pt'."
         )
     return source
 

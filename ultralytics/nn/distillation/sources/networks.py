@@ -22,7 +22,7 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
     if Path(file).suffix != ".pt":
         raise TypeError(
             f"'teacher={teacher}' is no '.pt', ONNX or TorchScript file. Give the 'best.pt' of a {expected.noun} "
-            f"training, or weights with the network that they belong to, i.e. 'timm:resnet18@{Path(file).name}'."
+            f"training, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
         )
     ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
     try:
@@ -32,7 +32,7 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"'teacher={teacher}' holds weights, but no Ultralytics network. Give the 'best.pt' of a {expected.noun} "
-            f"training, or name the network that the weights belong to, i.e. 'teacher=timm:resnet18@{Path(file).name}'."
+            f"training, or name the network that the weights belong to, e.g. 'teacher=timm:resnet18@{Path(file).name}'."
         )
     try:
         if not trusted:
