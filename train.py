@@ -8,7 +8,8 @@ Usage:
     python train.py compare seeds=3 model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py    # the settings below: the digits and the teacher that distill_train_example.py has made
 
-Arguments are key=value, as for the `yolo` command: every Ultralytics training argument, `use_distillation`, and
+Arguments are key=value, as for the `yolo` command: every Ultralytics training argument, `use_distillation`, and the
+arguments of distillation. `python train.py --help` lists these with their defaults.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
     use_distillation = True  # False trains the same student without a teacher
 
     if {"-h", "--help", "help"} & set(arguments):
-        print(
-            __doc__ + "\n".join(f"    {f.name}={f.default}: {f.metadata['meaning']}" for f in fields(DistillationArgs))
-        )
+        print(__doc__, "Arguments of distillation:", sep="\n")
+        for f in fields(DistillationArgs):
+            print(f"    {f.name}={f.default}: {f.metadata['meaning']}")
         return None
     comparing = arguments[:1] == ["compare"]
     given = parse_arguments(arguments[comparing:], {"use_distillation": use_distillation})

@@ -121,12 +121,17 @@ def test_links_lead_somewhere():
         text = (ROOT / document).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+        headings = [re.sub(r"[^\w\- ]", "", x.lower()) for x in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+        for target in re.findall(r"\]\(#([^)]+)\)", text):
+            assert target in {heading.replace(" ", "-") for heading in headings}, f"{document}: #{target}"
 
 
 def test_the_loss_and_the_arguments_have_the_same_defaults():
     parameters = inspect.signature(DistillationLoss).parameters
-    for name in ("temperature", "feature_distill", "attention_distill", "feature_weight", "attention_weight"):
-        assert parameters[name].default == getattr(DistillationArgs(), name)
+    shared = {f.name for f in fields(DistillationArgs)} & parameters.keys()
+    assert shared == parameters.keys() - {"student_channels", "teacher_channels", "balanced", "classify"}
+    for name in shared:
+        assert parameters[name].default == getattr(DistillationArgs(), name), name
     assert inspect.signature(response_loss).parameters["temperature"].default == DistillationArgs().temperature
 
 

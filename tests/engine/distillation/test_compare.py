@@ -150,4 +150,4 @@ def test_the_command(settings, monkeypatch):
     ((trainer_class, given),) = compared
     assert trainer_class is DistillationClassificationTrainer
     assert given["seeds"] == 2
-    assert compared[0]["teacher"] == settings["teacher"]
+    assert given["teacher"] == settings["teacher"]

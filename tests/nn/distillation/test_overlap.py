@@ -1,6 +1,7 @@
 """Where a teacher answers: what is asked there, in which order, and what happens when it fails."""
 
 import threading
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -26,8 +27,11 @@ def test_a_thread_answers_while_its_asker_goes_on():
 
 
 def test_a_thread_answers_in_turn():
+    """Also where the first takes longest."""
     beside, order = SideThread(), []
-    answers = [beside(lambda k=k: order.append(k) or k, torch.zeros(2)) for k in range(20)]
+    answers = [
+        beside(lambda k=k: time.sleep(0.1 * (k == 0)) or order.append(k) or k, torch.zeros(2)) for k in range(20)
+    ]
     assert [answer() for answer in answers] == order == list(range(20))
 
 

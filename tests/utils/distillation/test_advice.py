@@ -89,9 +89,10 @@ def test_is_silent(given):
     assert advise(figures(**given)) == []
 
 
-def test_what_is_set_already_is_not_advised():
-    (said,) = advise(figures(pull={"loss": 0.05, "feature_loss": 0.95}, balanced=True))
-    assert "distill_balance" not in said
+@pytest.mark.parametrize("balanced", [True, False])
+def test_what_is_set_already_is_not_advised(balanced):
+    (said,) = advise(figures(pull={"loss": 0.05, "feature_loss": 0.95}, balanced=balanced))
+    assert ("`distill_balance=auto`" in said) == (not balanced)
 
 
 def test_paired_z():

@@ -43,6 +43,7 @@ class ResumableTrainer(BaseTrainer):
     made by one run and, while it trains, locked by it.
     """
 
+    _accumulate = 1  # upstream's `accumulate`
     _carried = 0  # how much later the first optimizer step after a resume comes, see `accumulate`
     _iteration = _last_step = -1  # batches and the last optimizer step, counted from the run's start
     _resumed: dict[str, Any] | None = None

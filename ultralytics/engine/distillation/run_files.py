@@ -42,7 +42,7 @@ def whole_files(folder: Path, last: str = "", scratch: str = SCRATCH) -> Iterato
         shutil.rmtree(written, ignore_errors=True)
         written.mkdir(parents=True)
         yield written
-        entries = sorted(written.iterdir(), key=lambda entry: entry.name == last)
+        entries = sorted(written.iterdir(), key=lambda entry: (entry.name == last, entry.name))
         for entry in entries:
             for path in (*entry.rglob("*"), entry) if entry.is_dir() else (entry,):
                 _flush(path)

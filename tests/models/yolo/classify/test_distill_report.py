@@ -4,6 +4,7 @@ import csv
 import functools
 import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,6 @@ from ultralytics import YOLO
 from ultralytics.data import ClassificationDataset
 from ultralytics.engine.distillation import trainer as distillation_trainer
 from ultralytics.engine.distillation.report.baseline import check_baseline, find_baseline, read_curve
-from ultralytics.engine.distillation.report.charts import Example, draw_classes, draw_examples
 from ultralytics.engine.distillation.report.run import FinishedRun, read_losses
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_report import TOP1
@@ -83,6 +83,7 @@ def test_figures_are_those_of_the_networks(summary, answers):
     assert summary["agreement"] == pytest.approx((named["student"] == named["teacher"]).double().mean().item())
     p, q = (logits[who].double().softmax(1) for who in ("teacher", "student"))
     assert summary["divergence"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+    assert summary["confusions"]
     for row in summary["confusions"]:
         for who, key in (("student", "student"), ("baseline", "compared")):
             chosen = (labels == int(row["label"])) & (named[who] == int(row["named"]))
@@ -298,6 +299,7 @@ def test_what_cannot_be_read_is_no_baseline(fault, beside):
         (other / "weights" / "best.pt").write_bytes(b"PK")
     else:
         (other / "args.yaml").write_text("a: [" if fault == "bad arguments" else "- a")
+    os.utime(other / "weights" / "best.pt")  # the newest is looked at first
     assert find_baseline(run, DIGITS, 32, ClassificationModel) == good
 
 
@@ -319,17 +321,12 @@ def test_what_cannot_be_compared_is_no_baseline(given, words, beside):
         check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32), ClassificationModel)
 
 
-def test_names_that_are_formulas_and_long_names_are_drawn(tmp_path):
-    rows = [{"name": r"$\frac{$", "student": 0.5}, {"name": "x" * 300, "student": 0.2}]
-    draw_classes(rows, ["student"]).savefig(tmp_path / "classes.png")
-    example = Example(np.zeros((8, 8, 3)), "$_$", {"student": "$5_$", "teacher": "y" * 99}, [])
-    draw_examples([example], []).savefig(tmp_path / "examples.png")
-
-
 def test_epochs_that_were_not_validated_are_no_measurements(overrides):
-    trainer = train({**overrides, "val": False, "epochs": 3, "fraction": 0.2, "plots": True})
+    epochs = 5  # the fewest of which is said whether they rose
+    trainer = train({**overrides, "val": False, "epochs": epochs, "fraction": 0.2, "plots": True})
     curve = read_curve(trainer.save_dir, TOP1.column)
-    assert np.isnan(curve).tolist() == [True, True, False]
+    assert np.isnan(curve).tolist() == [True] * (epochs - 1) + [False]
+    assert curve[-1] > 0
     assert not any("rose" in x for x in json.loads((trainer.save_dir / "distillation.json").read_text())["findings"])
 
 

@@ -143,10 +143,11 @@ def touch_an_image(settings, tmp_path):
         lambda settings, tmp_path: {"erasing": 0.1},
         lambda settings, tmp_path: {"teacher_imgsz": 64},
         lambda settings, tmp_path: {"teacher_views": 3},
+        lambda settings, tmp_path: {"temperature": 2.0},  # at which probabilities are summed
         lambda settings, tmp_path: {"feature_distill": False, "attention_distill": False},
         lambda settings, tmp_path: {"fraction": 0.3},
     ],
-    ids=["teacher", "image", "imgsz", "erasing", "teacher_imgsz", "views", "levels", "fraction"],
+    ids=["teacher", "image", "imgsz", "erasing", "teacher_imgsz", "views", "temperature", "levels", "fraction"],
 )
 def test_answers_to_something_else_are_not_read(change, cached, tmp_path, said):
     settings = {**cached, "epochs": 1}

@@ -139,7 +139,7 @@ def test_schedules_are_in_force_and_logged(overrides):
     assert float(rows(trainer)[3]["train/response_loss"]) > 0
 
 
-def test_weight_and_temperature_reach_the_loss(overrides):
+def test_the_weight_in_force_reaches_the_loss(overrides):
     """The total of a batch is made of the epoch's weight."""
     totals = []
 

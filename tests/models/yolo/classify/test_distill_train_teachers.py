@@ -33,7 +33,7 @@ def test_every_source_teaches(source, overrides, teacher, tmp_path, said):
     trainer = train({**overrides, **given, "fraction": 0.3})
     (row,) = rows(trainer)
     losses = [name for name in DISTILLATION_LOSSES if f"train/{name}" in row]
-    assert losses == ["response_loss"] if source in LOGITS_ONLY else list(DISTILLATION_LOSSES)
+    assert losses == (["response_loss"] if source in LOGITS_ONLY else list(DISTILLATION_LOSSES))
     assert all(0 < float(row[f"train/{name}"]) < 1e4 for name in losses)
     assert any("switched off" in line for line in said["warning"]) == (source in LOGITS_ONLY)
     assert any("Feature and attention losses use the first of the teachers" in x for x in said["info"]) == (
@@ -213,8 +213,20 @@ def test_feature_maps_alone_need_no_class_names(overrides, teacher, tmp_path):
 
 def test_a_batch_without_a_known_class_teaches_nothing(overrides):
     """Only classes 8 and 9 are known; batches of 2 often hold neither."""
-    names = [*"abcdefgh", "8", "9"]
-    trainer = train({**overrides, **RESPONSE, "teacher": Centroids(names), "batch": 2, "fraction": 0.3})
+    names, losses = [*"abcdefgh", "8", "9"], {True: [], False: []}
+
+    class Watched(DistillationClassificationTrainer):
+        def preprocess_batch(self, batch):
+            self.known = bool((batch["cls"] >= 8).any())
+            return super().preprocess_batch(batch)
+
+    trainer = train(
+        {**overrides, **RESPONSE, "teacher": Centroids(names), "batch": 2, "fraction": 0.3},
+        Watched,
+        on_train_batch_end=lambda t: losses[t.known].append(t.loss_items["response_loss"].item()),
+    )
+    assert set(losses[False]) == {0.0}
+    assert min(losses[True]) > 0
     assert np.isfinite(float(rows(trainer)[0]["train/response_loss"]))
     assert all(v.isfinite().all() for v in weights(trainer.last).values())
 

@@ -127,7 +127,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 def _count_epochs(axes: Axes, epochs: int) -> None:
     """Name the horizontal axis and give it whole numbers, for a single epoch too."""
     axes.set(xlabel="epoch", xlim=(0.5, epochs + 0.5))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _epochs(values: Sequence[float]) -> range:

@@ -1,0 +1,162 @@
+"""The Plan of a run: made once, of what is read once, and not to be changed."""
+
+from collections import Counter
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.engine.distillation import planner
+from ultralytics.engine.distillation.distiller import Distiller
+from ultralytics.engine.distillation.plan import Plan
+from ultralytics.engine.distillation.rules import ARGUMENTS, NOTABLE, refuse
+from ultralytics.engine.distillation.undistilled import Undistilled
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.teacher import Teacher
+from ultralytics.utils import YAML
+
+
+def test_a_plan_is_frozen(overrides):
+    trainer = DistillationClassificationTrainer(overrides=overrides)
+    with pytest.raises(FrozenInstanceError):
+        trainer.plan.teacher = None
+    with pytest.raises(FrozenInstanceError):
+        trainer.plan.args.temperature = 2
+
+
+@pytest.mark.parametrize(("given", "students", "maps"), [({}, 1, 2), ({"teacher": "self"}, 1, 1)], ids=str)
+def test_what_a_plan_is_made_of_is_read_once(given, students, maps, overrides, monkeypatch):
+    """The dataset, a student's architecture, the maps of each network and the teacher; training asks for none again."""
+    calls = Counter()
+
+    def count(owner, name):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.update([name]) or real(*args, **kwargs))
+
+    count(ClassificationTrainer, "get_dataset")
+    count(ClassificationTrainer, "get_model")
+    count(planner, "find_levels")
+    monkeypatch.setattr("ultralytics.nn.distillation.teacher.find_levels", planner.find_levels)
+    count(Teacher, "__init__")
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "plots": False, **given})
+    planned = dict(calls)
+    assert planned["get_dataset"] == 1
+    assert planned["get_model"] == students
+    assert planned["find_levels"] == maps
+    assert planned.get("__init__", 0) == ("teacher" not in given)
+    trainer.train()
+    assert calls["get_dataset"] == 1
+    assert calls["get_model"] == students + 1  # the student itself
+    assert calls["find_levels"] == maps
+
+
+def test_attributes_are_there_from_the_start(overrides):
+    """Training adds none of ours but what upstream adds in plain training."""
+    ours = DistillationClassificationTrainer(overrides={**overrides, "fraction": 0.2})
+    own = {k: v for k, v in overrides.items() if k != "teacher"}
+    theirs = ClassificationTrainer(overrides={**own, "fraction": 0.2, "project": overrides["project"] + "-plain"})
+    begun = set(dir(ours))
+    for trainer in (ours, theirs):
+        trainer.train()
+    assert set(vars(ours)) - begun - set(vars(theirs)) == set()
+
+
+@pytest.mark.parametrize(("alpha", "kind"), [(0, Undistilled), (0.7, Distiller)])
+def test_there_is_no_distiller_without_weight(alpha, kind, overrides):
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "distill_alpha": alpha, "fraction": 0.2})
+    assert type(trainer.distiller) is Undistilled  # until the student is there
+    trainer.train()
+    assert type(trainer.distiller) is kind
+    assert (trainer.distillation_loss is None) == (alpha == 0)
+
+
+def test_the_arguments_in_force_are_recorded(overrides):
+    trainer = DistillationClassificationTrainer(overrides={**overrides, "temperature": 3})
+    recorded = {f.name: getattr(trainer.args, f.name) for f in fields(DistillationArgs)}
+    assert recorded == {f.name: getattr(trainer.plan.args, f.name) for f in fields(DistillationArgs)}
+    assert YAML.load(trainer.save_dir / "args.yaml").items() >= recorded.items()
+    assert recorded["teacher"] == trainer.plan.teacher.source
+    assert recorded["teacher_hash"] == trainer.plan.teacher.content_hash
+
+
+def plan(**given):
+    """Return a plan as far as arguments alone make it."""
+    training = {"epochs": 10, "quantize": None, "compile": False, "device": "cpu", **given.pop("training", {})}
+    return Plan(
+        DistillationArgs(teacher=given.pop("teacher", "a.pt"), **given), set(given), SimpleNamespace(**training)
+    )
+
+
+def test_what_goes_together_is_not_refused():
+    refuse(plan(), ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"close_distill": 10}, "silent in all of 'epochs=10'"),
+        ({"teacher": "self", "self_distill_start": 6, "close_distill": 4}, "silent in all"),
+        ({"response_method": {"kl": 0}}, "'response_method=.*leaves no method"),
+        ({"feature_method": {"mse": 0}}, "'feature_method=.*leaves no method"),
+        ({"training": {"quantize": 8}}, "would quantize the adapters"),
+        ({"distill_balance": "auto", "training": {"compile": True}}, "Give one of them"),
+        ({"teacher_cache": "ram", "training": {"device": "0,1"}}, "in every process"),
+        ({"teacher": SimpleNamespace(state_dict=None), "training": {"device": "0,1"}}, "starts a process per device"),
+    ],
+)
+def test_each_rule_refuses(given, words):
+    with pytest.raises(ValueError, match=words):
+        refuse(plan(**given), ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"self_distill_start": 9, "close_distill": 9},  # without effect on another teacher than `self`
+        {"response_method": {"kl": 0}, "response_distill": False},
+        {"feature_method": {"mse": 0}, "feature_distill": False},
+        {"training": {"quantize": 8}, "distill_alpha": 0},
+        {"training": {"quantize": 8}, "feature_method": "rkd"},
+        {"training": {"compile": True}},
+        {"teacher_cache": "disk", "training": {"device": "0,1"}},
+        {"training": {"device": "0,1"}},
+    ],
+)
+def test_each_rule_lets_pass(given):
+    refuse(plan(**given), ARGUMENTS)
+
+
+def test_the_first_error_is_raised():
+    errors = [None, KeyError("first"), ValueError("second")]
+    with pytest.raises(KeyError, match="first"):
+        refuse(None, [lambda plan, error=error: error for error in errors])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"distill_alpha": 0}, "has no effect on this run"),
+        ({"response_method": "nkd", "temperature": 3}, "'temperature=3' has no effect"),
+        ({"follows": True}, "holds the student to what it knows"),
+        ({"follows": True, "distill_alpha": 0.3, "distill_beta": 1}, None),
+        ({"temperature": 3}, None),
+        ({"response_method": "nkd"}, None),
+        ({}, None),
+    ],
+)
+def test_what_is_worth_a_warning(given, words):
+    teacher = SimpleNamespace(follows_student=given.pop("follows", False))
+    made = plan(**given)
+    object.__setattr__(made, "teacher", teacher)
+    said = [warning for rule in NOTABLE if (warning := rule(made))]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+def test_callers_arguments_are_left_alone(overrides):
+    before = dict(overrides)
+    DistillationClassificationTrainer(overrides=overrides)
+    assert overrides == before
+    assert Path(overrides["project"]).exists()

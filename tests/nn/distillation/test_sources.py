@@ -1,0 +1,358 @@
+"""Where a teacher comes from: what each source reads, and what is refused and in which words."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from teachers import exported, seen
+from ultralytics import YOLO, settings
+from ultralytics.nn.distillation.classifier import ClassificationTeacher as Teacher
+from ultralytics.nn.distillation.classifier import TeacherEnsemble
+
+DIGITS = [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize("name", ["yolov8n-cls", "yolo11m-cls", "yolo12n-cls", "yolo26n-cls", "yolov8n-cls-resnet50"])
+def test_every_family_loads(name, tmp_path):
+    model = YOLO(f"{name}.yaml")
+    model.model.train()
+    model.model(torch.rand(2, 3, 64, 64))  # BatchNorm has seen data
+    model.save(tmp_path / "best.pt")
+    logits, _ = Teacher(tmp_path / "best.pt")(torch.rand(2, 3, 64, 64))
+    assert logits.shape == (2, 1000)
+
+
+def refused(path, error, *words):
+    with pytest.raises(error) as e:
+        Teacher(path)
+    assert all(word in str(e.value) for word in words), str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_refusals_of_a_path(tmp_path):
+    refused(None, ValueError, "No teacher given", "teacher=")
+    refused("timm:resnet18@", ValueError, "no file after '@'")
+    refused("http://localhost:1/best.pt", FileNotFoundError, "could not be downloaded")
+    refused(tmp_path / "missing.pt", FileNotFoundError, "missing.pt", "does not exist")
+    refused("yolo11l-cls.yaml", TypeError, "yolo11l-cls.yaml", "without trained weights", "Train it first")
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    refused(tmp_path / "model.pth", TypeError, "model.pth", "no '.pt'", "timm:resnet18@model.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 torn"])
+def test_damaged_files_are_refused(content, tmp_path):
+    (tmp_path / "best.pt").write_bytes(content)
+    refused(tmp_path / "best.pt", TypeError, "best.pt", "damaged")
+
+
+def test_a_cut_file_is_refused(teacher, tmp_path):
+    (tmp_path / "best.pt").write_bytes(teacher.read_bytes()[:-10_000])
+    refused(tmp_path / "best.pt", TypeError, "best.pt", "damaged")
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "best.pt")
+    refused(tmp_path / "best.pt", TypeError, "best.pt", "no Ultralytics network", "timm:")
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo11n-seg", "yolo11n-pose", "yolo11n-obb"])
+def test_other_tasks_are_refused(name, tmp_path):
+    YOLO(f"{name}.yaml").save(tmp_path / "best.pt")
+    task = {"": "detect", "seg": "segment"}.get(name[8:], name[8:])
+    refused(tmp_path / "best.pt", TypeError, f"is a {task} model", "must be a classification model")
+
+
+def test_an_untrained_network_is_refused(tmp_path):
+    YOLO("yolo11n-cls.yaml").save(tmp_path / "best.pt")
+    refused(tmp_path / "best.pt", TypeError, "never been trained", "Train it first")
+
+
+def test_found_in_the_weights_folder(teacher):
+    """As upstream finds `model=`: a bare name may lie in the settings' weights folder."""
+    folder = Path(settings["weights_dir"])
+    folder.mkdir(exist_ok=True)
+    shutil.copy(teacher, folder / "named.pt")
+    assert Teacher("named.pt").source == str(folder / "named.pt")
+
+
+@pytest.mark.parametrize("name", ["yolo11l-cls", "yolo11l-cls.pt"])
+def test_official_names_are_downloaded_by_upstream(name, teacher, monkeypatch):
+    asked = []
+
+    def download(file):
+        asked.append(file)
+        return str(teacher)
+
+    monkeypatch.setattr("ultralytics.nn.distillation.sources.attempt_download_asset", download)
+    assert Teacher(name).source == str(teacher)
+    assert asked == ["yolo11l-cls.pt"]
+
+
+def test_a_failed_download_says_so(monkeypatch):
+    def fail(file):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("ultralytics.nn.distillation.sources.attempt_download_asset", fail)
+    refused("yolo11l-cls.pt", FileNotFoundError, "teacher=yolo11l-cls.pt", "could not be downloaded", "give the file")
+
+
+def test_home_is_expanded(teacher, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(teacher, tmp_path / "mine.pt")
+    assert Teacher("~/mine.pt").source == str(tmp_path / "mine.pt")
+
+
+def state(network, **notes):
+    return {"state_dict": network.state_dict(), **notes}
+
+
+@pytest.mark.parametrize(
+    ("source", "mean", "std"),
+    [
+        ("torchvision:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("timm:vit_tiny_patch16_224", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_library_networks_know_their_normalisation(source, mean, std, tmp_path):
+    library, name = source.split(":")
+    make = timm.create_model if library == "timm" else torchvision.models.get_model
+    network = seen(make(name, num_classes=3), 224)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    frozen = Teacher(f"{source}@{tmp_path / 'w.pth'}", names=["a", "b", "c"])
+    images = torch.rand(2, 3, 224, 224)
+    normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(images)[0], network(normalised))
+    assert frozen.imgsz == (224 if "vit" in name else None)
+    assert frozen.source == f"{source}@{tmp_path / 'w.pth'}"
+
+
+@pytest.mark.parametrize(
+    ("notes", "names"),
+    [
+        ({}, None),
+        ({"names": ["a", "b", "c"]}, ["a", "b", "c"]),
+        ({"class_names": {0: "a", 1: "b", 2: "c"}}, ["a", "b", "c"]),
+        ({"classes": ("a", "b", "c")}, ["a", "b", "c"]),
+        ({"classes": 3}, None),
+        ({"class_to_idx": {"b": 1, "a": 0, "c": 2}}, ["a", "b", "c"]),
+    ],
+)
+def test_names_come_from_the_file(notes, names, tmp_path):
+    torch.save(state(seen(torchvision.models.resnet18(num_classes=3)), **notes), tmp_path / "w.pth")
+    source = f"torchvision:resnet18@{tmp_path / 'w.pth'}"
+    assert Teacher(source).names == names
+    assert Teacher(source, names=["x", "y", "z"]).names == [
+        "x",
+        "y",
+        "z",
+    ]  # what is given stands above the file
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "mnasnet0_5"])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_head_is_as_wide_as_the_file_says(classes, name, tmp_path):
+    network = seen(torchvision.models.get_model(name, num_classes=classes))
+    torch.save(state(network), tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:{name}@{tmp_path / 'w.pth'}")
+    frozen.vet(64, 3)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in frozen.model.state_dict().items())
+
+
+def test_what_timm_and_torchvision_save_in_training_is_read(tmp_path):
+    network = seen(timm.create_model("resnet18", num_classes=3))
+    args = argparse.Namespace(model="resnet18", lr=0.1, mean=(0.5, 0.5))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1).state_dict()
+    torch.save(state(network, arch="resnet18", epoch=3, args=args, optimizer=optimizer), tmp_path / "best.pth.tar")
+    frozen = Teacher(f"timm:resnet18@{tmp_path / 'best.pth.tar'}")
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    torch.save(state(network.half()), tmp_path / "half.pt")
+    frozen = Teacher(f"timm:resnet18@{tmp_path / 'half.pt'}")
+    assert frozen.model.fc.weight.dtype == torch.float32
+
+
+def test_harmless_things_beside_the_weights_are_read(tmp_path):
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    beside = {
+        "top1": np.float64(0.9),
+        "frozen": set(range(1, 21)),
+        "shape": torch.Size([512, 3, 640, 640]),
+        "one": torch.ones(1).expand(7),
+        "nothing": torch.zeros(0),
+    }
+    averaged = torch.optim.swa_utils.AveragedModel(network).state_dict()
+    torch.save({"model_ema": averaged, **beside}, tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    compiled = {f"_orig_mod.module.{k}": v for k, v in network.state_dict().items()}
+    torch.save(compiled, tmp_path / "w.pth")
+    assert torch.equal(Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}").model.fc.weight, network.fc.weight)
+
+
+@pytest.mark.parametrize("names", [{1: "a", 2: "b", 3: "c"}, [], [None] * 3, {"a": [0]}, "-" * 1000 + "1"])
+@pytest.mark.parametrize("key", ["names", "class_to_idx"])
+def test_names_in_a_file_that_are_none_can_be_given(key, names, tmp_path):
+    torch.save(state(seen(torchvision.models.resnet18(num_classes=3)), **{key: names}), tmp_path / "w.pth")
+    source = f"torchvision:resnet18@{tmp_path / 'w.pth'}"
+    assert Teacher(source, names=["a", "b", "c"]).names == ["a", "b", "c"]
+    if key == "names":
+        assert Teacher(source).names is None
+
+
+def test_only_a_head_that_is_there_is_built(tmp_path):
+    weights = seen(torchvision.models.resnet18(num_classes=3)).state_dict()
+    for bias in (torch.zeros(2_000_000, dtype=torch.int8), torch.tensor(1.0), torch.zeros(0)):
+        torch.save({**weights, "fc.bias": bias}, tmp_path / "w.pth")
+        with pytest.raises(TypeError, match=r"shapes differ in fc\.weight"):
+            Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+
+
+def test_a_windowed_transformer_of_another_size(tmp_path):
+    """Its tables of positions, too, have another first dimension."""
+    network = timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=64)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    frozen = Teacher(f"timm:swin_tiny_patch4_window7_224@{tmp_path / 'w.pth'}", imgsz=64)
+    frozen.vet(32, 3)
+    assert frozen(torch.rand(2, 3, 32, 32))[0].shape == (2, 7)
+
+
+def test_averaged_weights_come_first_and_wrappers_names_are_dropped(tmp_path):
+    plain, averaged = (seen(torchvision.models.resnet18(num_classes=3)) for _ in range(2))
+    wrapped = {f"module.{k}": v for k, v in averaged.state_dict().items()}
+    torch.save({"model": plain.state_dict(), "model_ema": wrapped}, tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert torch.equal(frozen.model.fc.weight, averaged.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "fc" not in k}, "it lacks fc.weight, fc.bias"),
+        (lambda s: {**s, "neck.weight": torch.zeros(3)}, "it has besides neck.weight"),
+        (
+            lambda s: {**s, "conv1.weight": torch.zeros(64, 1, 7, 7)},
+            r"conv1.weight \(64, 1, 7, 7\) for \(64, 3, 7, 7\)",
+        ),
+    ],
+)
+def test_no_part_of_a_teacher_is_initialised_at_random(change, words, tmp_path):
+    torch.save(change(seen(torchvision.models.resnet18(num_classes=3)).state_dict()), tmp_path / "w.pth")
+    with pytest.raises(TypeError, match=words) as e:
+        Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert "no part of a teacher is initialised at random" in str(e.value)
+
+
+def test_a_transformer_of_another_size_is_told_to_say_so(tmp_path):
+    for library, name, extra in (
+        ("timm", "vit_tiny_patch16_224", "img_size"),
+        ("torchvision", "vit_b_16", "image_size"),
+    ):
+        make = timm.create_model if library == "timm" else torchvision.models.get_model
+        torch.save(make(name, num_classes=3, **{extra: 64}).state_dict(), tmp_path / "w.pth")
+        source = f"{library}:{name}@{tmp_path / 'w.pth'}"
+        with pytest.raises(TypeError, match="'teacher_imgsz'"):
+            Teacher(source)
+        frozen = Teacher(source, imgsz=64)
+        frozen.vet(32, 3)
+        assert frozen(torch.rand(1, 3, 32, 32))[0].shape == (1, 3)
+
+
+def test_official_torchvision_weights(monkeypatch):
+    official = torchvision.models.ResNet18_Weights.DEFAULT
+    network = seen(torchvision.models.resnet18())
+    readings = []
+
+    def get_state_dict(self, **kwargs):
+        readings.append(kwargs.get("weights_only", False))
+        return network.state_dict()
+
+    monkeypatch.setattr(type(official), "get_state_dict", get_state_dict)
+    frozen = Teacher("torchvision:resnet18")
+    assert readings[0]  # the restricted reading comes first
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    assert (frozen.names[0], len(frozen.names), frozen.source) == ("tench", 1000, "torchvision:resnet18")
+    assert TeacherEnsemble([frozen]).align(["n01440764", "n02102040"])
+    monkeypatch.setattr(type(official), "get_state_dict", fail)
+    refused("torchvision:resnet18", FileNotFoundError, "could not be downloaded", "offline")
+
+
+def test_official_timm_weights(monkeypatch):
+    create, network = timm.create_model, seen(timm.create_model("resnet18"))
+    asked = []
+
+    def create_model(name, pretrained=False, **kwargs):
+        asked.append((name, pretrained, kwargs))
+        return network if pretrained else create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    frozen = Teacher("timm:resnet18.a1_in1k")
+    assert asked == [("resnet18.a1_in1k", True, {})]
+    assert (frozen.names[1], len(frozen.names), frozen.channels) == ("goldfish", 1000, 3)
+    monkeypatch.setattr(timm, "create_model", fail)
+    for name in ("resnet18", "hf-hub:someone/network"):
+        refused(f"timm:{name}", FileNotFoundError, f"timm:{name}", "could not be downloaded", "offline")
+
+
+def fail(*args, **kwargs):
+    raise ConnectionError("offline")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("torchvision:resnet81", "'resnet18'"),
+        ("timm:convnext_attoo", "'convnext_atto'"),
+        ("torchvision:raft_small", "'alexnet'"),  # where none is near, the first ones
+    ],
+)
+def test_unknown_networks_get_the_nearest(source, words):
+    refused(source, ValueError, source, "names no classifier", words)
+
+
+@pytest.mark.parametrize(
+    ("library", "source", "command"),
+    [
+        ("timm", "timm:resnet18", "pip install timm"),
+        ("onnxruntime", "teacher.onnx", "pip install onnxruntime"),
+        ("safetensors", "torchvision:resnet18@teacher.safetensors", "pip install safetensors"),
+    ],
+)
+def test_a_missing_library_names_the_command_that_installs_it(library, source, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher.onnx", "teacher.safetensors"):
+        Path(name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, library, None)
+    refused(source, ImportError, command)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("target", ["onnx", "torchscript"])
+def test_exported_teachers_answer_as_the_checkpoint_does(target, dynamic, teacher, tmp_path):
+    """Also where the file has a batch size of its own, which no batch of a training is a multiple of."""
+    file = exported(tmp_path, teacher, target, dynamic=dynamic, batch=1 if dynamic else 4)
+    frozen = Teacher(file, trusted=target == "torchscript")
+    frozen.vet(32, 3)
+    images = torch.rand(6, 3, 32, 32)
+    answer, features = frozen(images)
+    assert features == []
+    assert frozen.names == DIGITS
+    assert not frozen.has_features
+    torch.testing.assert_close(answer.softmax(1), Teacher(teacher)(images)[0].softmax(1), rtol=1e-3, atol=1e-4)
+
+
+def test_a_yolo_object_teaches_as_its_file_does(teacher):
+    images = torch.rand(2, 3, 32, 32)
+    model = YOLO(teacher)
+    torch.testing.assert_close(Teacher(model)(images)[0], Teacher(teacher)(images)[0])
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in model.model.modules())  # a copy was fused, not the user's
+
+
+def test_an_untrained_module_is_refused():
+    refused(torchvision.models.resnet18(), TypeError, "module:ResNet", "never been trained")
