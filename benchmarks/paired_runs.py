@@ -92,7 +92,7 @@ def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str,
         output,
     )
     print(f"Teacher: {report['teacher_top1']:.2f} % top-1")
-    print(table(report["summary"]))
+    print(table(report["summary"], DistillationClassificationTrainer.task.score.words))
     print(f"Saved to {output}")
     return report
 

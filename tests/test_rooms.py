@@ -1,13 +1,14 @@
 """Where code lies: no circle of imports, no arrow that leads up, no file that is too long to be read at once."""
 
 import ast
+import fnmatch
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("cfg", "utils", "data", "nn", "engine", "models")  # from the bottom up
 FILES = sorted((ROOT / "ultralytics").rglob("*.py"))
 LONGEST = 400  # lines
 
@@ -30,6 +31,23 @@ def imports(file):
     return found & MODULES.keys()
 
 
+def rooms():
+    """Return the rooms that CONTRIBUTING.md lists, from the top down, each with the patterns of its files."""
+    table = re.search(r"\| room \|.*?\n\n", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    for row in table.strip().splitlines()[2:]:
+        names = re.findall(r"`([^`]+)`", row.split("|")[1])
+        folder = re.sub(r"<\w+>", "*", names[0]).replace("...", "ultralytics/engine/distillation")
+        folder = folder.rstrip("/") + "/*" * names[0].endswith("/")
+        yield [folder, *(f"{folder.rpartition('/')[0]}/{name}" for name in names[1:])]
+
+
+def floor(file):
+    """Return how far down the table a file lies; a package's own docstring lies nowhere."""
+    path = str(file.relative_to(ROOT))
+    found = [i for i, patterns in enumerate(rooms()) if any(fnmatch.fnmatch(path, p) for p in patterns)]
+    return found[0] if found else None
+
+
 GRAPH = {name: imports(file) for name, file in MODULES.items()}
 
 
@@ -40,9 +58,13 @@ def test_no_circle():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_arrows_lead_down(name):
-    room = {name: ROOMS.index(name.split(".")[1]) for name in MODULES}
-    assert [other for other in GRAPH[name] if room[other] > room[name]] == []
+def test_imports_lead_down_the_table(name):
+    """Of CONTRIBUTING.md, which lists every file."""
+    own = floor(MODULES[name])
+    if own is None:
+        assert MODULES[name].name == "__init__.py"
+    else:
+        assert [other for other in GRAPH[name] if (floor(MODULES[other]) or own) < own] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

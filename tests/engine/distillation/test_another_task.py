@@ -4,12 +4,14 @@ Upstream's dense criteria give a vector times the batch size, their end-to-end h
 their trainers bring datasets, batches and checkpoints of their own; all of it works as in plain training.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers import rows, same, train, weights
 from PIL import Image
-from ultralytics.engine.distillation.criterion import KEY, DistillationCriterion, Lesson, StudentCriterion
+from ultralytics.engine.distillation.criterion import LESSON, DistillationCriterion, Lesson, StudentCriterion
 from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.engine.distillation.trainer import DistillationTrainer
@@ -22,7 +24,7 @@ from ultralytics.utils.loss import E2ELoss
 
 from distill_train_example import load_digit_images
 
-DETECTION = {"imgsz": 64, "batch": 8, "epochs": 2, "optimizer": "AdamW", "plots": False, "device": "cpu"}
+DETECTION = {"imgsz": 64, "batch": 8, "nbs": 8, "epochs": 2, "optimizer": "AdamW", "plots": False, "device": "cpu"}
 
 
 class Detector(Teacher):
@@ -55,7 +57,7 @@ class FeatureTask(DistillationTask):
 
     def blank_batch(self, images, plan):
         nothing = {"cls": images.new_zeros(0, 1), "bboxes": images.new_zeros(0, 4), "batch_idx": images.new_zeros(0)}
-        return {"img": images, **nothing, KEY: Lesson()}
+        return {"img": images, **nothing, LESSON: Lesson()}
 
 
 class FeatureDetectionTrainer(DistillationTrainer, DetectionTrainer):
@@ -113,6 +115,7 @@ def without_teacher(settings, tmp_path):
     return {**{k: v for k, v in settings.items() if k not in own}, "project": str(tmp_path / "plain")}
 
 
+@pytest.mark.oldest
 def test_a_detector_learns_the_necks_maps(settings):
     """Its head's inputs at every stride; the teacher's losses count times the batch size, as its own does."""
     seen = []
@@ -136,6 +139,7 @@ def test_a_detector_learns_the_necks_maps(settings):
     assert "distill_adapters" not in student._modules
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo26n.yaml"])
 def test_without_weight_the_run_is_bit_identical_to_plain(model, settings, tmp_path):
     settings = {**settings, "model": model, "epochs": 3}
@@ -154,6 +158,7 @@ def stop(trainer):
         raise Stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0, 0.7])
 def test_an_end_to_end_heads_criterion_counts_on_after_a_resume(alpha, settings):
     """As upstream's does: the share of its first branch falls with every epoch."""
@@ -209,6 +214,8 @@ def test_automatic_batch_sizes_count_the_teacher(settings, monkeypatch):
     totals = []
 
     def check_train_batch_size(model, imgsz, **kwargs):
+        assert int(model.stride.max()) == 32  # upstream asks for these where it stands in for many boxes
+        assert len(model.names) == 10
         totals.append(model.train()(torch.rand(2, 3, imgsz, imgsz)).detach())
         return 8
 
@@ -216,6 +223,37 @@ def test_automatic_batch_sizes_count_the_teacher(settings, monkeypatch):
     trainer = train({**settings, "batch": -1, "epochs": 1}, FeatureDetectionTrainer)
     assert trainer.batch_size == 8
     assert totals[0].isfinite().all()
+
+
+@pytest.mark.slow
+def test_what_else_upstreams_detectors_do(settings, scenes, tmp_path):
+    """Several folders, plots, sizes that vary, a checkpoint for each epoch: the files are those of plain training."""
+    splits = YAML.load(scenes)
+    YAML.save(tmp_path / "both.yaml", {**splits, "train": ["images/train", "images/val"]})
+    more = {"data": str(tmp_path / "both.yaml"), "plots": True, "multi_scale": 0.25, "save_period": 1}
+    ours = train({**settings, **more}, FeatureDetectionTrainer)
+    theirs = train({**without_teacher(settings, tmp_path), **more}, DetectionTrainer)
+    assert len(ours.train_loader.dataset) == 32
+    assert {f.name for f in ours.save_dir.rglob("*")} == {f.name for f in theirs.save_dir.rglob("*")}
+    for name in ("best.pt", "last.pt"):
+        a, b = (torch.load(t.wdir / name, weights_only=False) for t in (ours, theirs))
+        assert a["train_args"].keys() == b["train_args"].keys()
+        assert vars(a["model"]).keys() == vars(b["model"]).keys()
+        assert dict(a["model"].args).keys() == dict(b["model"].args).keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"response_distill": True}, "compared by its feature maps alone in this task. Set 'response_distill=False'"),
+        ({"teacher_cache": "ram"}, "'teacher_cache=ram' keeps answers to images that are seen again"),
+        ({"teacher_cache": "disk"}, "'teacher_cache=disk' keeps answers to images that are seen again"),
+    ],
+)
+def test_what_the_task_does_not_do_is_refused_before_any_file(given, words, settings):
+    with pytest.raises(ValueError, match=words):
+        FeatureDetectionTrainer(overrides={**settings, **given})
+    assert not Path(settings["project"]).exists()
 
 
 def test_a_teacher_of_another_task_is_refused(settings, teacher):

@@ -16,12 +16,7 @@ OTHER = {  # than the default
 }
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    image = tmp_path / "train" / "0.png"
-    image.parent.mkdir()
-    image.write_bytes(b"0")
-    return SimpleNamespace(root=str(image.parent), samples=[(str(image), 0)], torch_transforms="crop")
+IMAGES = {"images": [("0.png", 1)], "transforms": "crop"}
 
 
 @pytest.fixture
@@ -37,9 +32,9 @@ def test_arguments_without_an_effect_are_these():
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_every_other_argument_counts(name, plan, dataset):
+def test_every_other_argument_counts(name, plan):
     other = replace(plan, args=replace(plan.args, **{name: OTHER[name]}))
-    assert answers_key(other, dataset, ANSWER, False) != answers_key(plan, dataset, ANSWER, False)
+    assert answers_key(other, IMAGES, ANSWER, False) != answers_key(plan, IMAGES, ANSWER, False)
 
 
 @pytest.mark.parametrize(
@@ -47,24 +42,25 @@ def test_every_other_argument_counts(name, plan, dataset):
     [{"distill_alpha": 0.1}, {"feature_method": "cwd", "feature_weight": 3}, {"teacher_overlap": True}],
     ids=str,
 )
-def test_arguments_without_an_effect_do_not(change, plan, dataset):
+def test_arguments_without_an_effect_do_not(change, plan):
     other = replace(plan, args=replace(plan.args, **change))
-    assert answers_key(other, dataset, ANSWER, False) == answers_key(plan, dataset, ANSWER, False)
+    assert answers_key(other, IMAGES, ANSWER, False) == answers_key(plan, IMAGES, ANSWER, False)
 
 
-def test_what_else_counts(plan, dataset, tmp_path):
-    keys = [answers_key(plan, dataset, ANSWER, False)]
-    keys.append(answers_key(plan, dataset, (2 * ANSWER[0], ANSWER[1]), False))
-    keys.append(answers_key(plan, dataset, (ANSWER[0], [3 * ANSWER[1][0]]), False))
-    keys.append(answers_key(plan, dataset, ANSWER, True))
-    keys.append(answers_key(replace(plan, levels=(("student", "teacher"),)), dataset, ANSWER, False))
+def test_what_else_counts(plan):
+    keys = [answers_key(plan, IMAGES, ANSWER, False)]
+    keys.append(answers_key(plan, IMAGES, (2 * ANSWER[0], ANSWER[1]), False))
+    keys.append(answers_key(plan, IMAGES, (ANSWER[0], [3 * ANSWER[1][0]]), False))
+    keys.append(answers_key(plan, IMAGES, ANSWER, True))
+    keys.append(answers_key(replace(plan, levels=(("student", "teacher"),)), IMAGES, ANSWER, False))
     known = SimpleNamespace(**{**vars(plan.teacher), "classes": [0]})
-    keys.append(answers_key(replace(plan, teacher=known), dataset, ANSWER, False))
+    keys.append(answers_key(replace(plan, teacher=known), IMAGES, ANSWER, False))
     keys += [
-        answers_key(replace(plan, args=replace(plan.args, **given)), dataset, ANSWER, False)
+        answers_key(replace(plan, args=replace(plan.args, **given)), IMAGES, ANSWER, False)
         for given in ({"temperature_end": 2.0}, {"teacher_views": 3})
     ]
-    keys.append(answers_key(plan, SimpleNamespace(**{**vars(dataset), "torch_transforms": "flip"}), ANSWER, False))
-    (tmp_path / "train" / "0.png").write_bytes(b"other")
-    keys.append(answers_key(plan, dataset, ANSWER, False))
+    keys += [
+        answers_key(plan, {**IMAGES, **other}, ANSWER, False)
+        for other in ({"transforms": "flip"}, {"images": [("0.png", 2)]}, {"images": [("1.png", 1)]})
+    ]
     assert len(set(keys)) == len(keys)

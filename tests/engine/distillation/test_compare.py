@@ -34,7 +34,7 @@ def test_summary_is_the_paired_test():
     assert row["interval"] == pytest.approx([19 / 6 - half, 19 / 6 + half])
     assert summary["one"]["difference"] == 0.5
     assert "interval" not in summary["one"]
-    assert "| distilled | 84.17 | 1.61 | +3.17 |" in table(summary)
+    assert "| distilled | 84.17 | 1.61 | +3.17 |" in table(summary, "top-1")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_compares_with_the_same_seeds_and_goes_on_where_it_stopped(settings, mon
     begun = []
     real = comparison.train_student
 
-    def stopped(overrides, name, on_epoch):
+    def stopped(trainer_class, overrides, name, on_epoch):
         begun.append(name)
 
         def stop(trainer):
@@ -79,13 +79,13 @@ def test_compares_with_the_same_seeds_and_goes_on_where_it_stopped(settings, mon
                 raise KeyboardInterrupt
             on_epoch(trainer)
 
-        return real(overrides, name, stop)
+        return real(trainer_class, overrides, name, stop)
 
     monkeypatch.setattr(comparison, "train_student", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare(DistillationClassificationTrainer, settings)
     assert begun == ["plain_3", "distilled_3", "plain_5", "distilled_5"]
-    monkeypatch.setattr(comparison, "train_student", lambda *args: begun.append(args[1]) or real(*args))
+    monkeypatch.setattr(comparison, "train_student", lambda *args: begun.append(args[2]) or real(*args))
     folder = compare(DistillationClassificationTrainer, settings)
     assert begun[4:] == ["distilled_5"]
     assert folder == Path(settings["project"]) / "compare"

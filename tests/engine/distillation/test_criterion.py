@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from ultralytics.engine.distillation.criterion import KEY, DistillationCriterion, Lesson, StudentCriterion
+from ultralytics.engine.distillation.criterion import LESSON, DistillationCriterion, Lesson, StudentCriterion
 from ultralytics.utils.distillation import GradientBalance
 
 
@@ -72,7 +72,7 @@ def criterion(maps, own=None, **given):
 
 def batch(answer=True, **targets):
     known = (torch.zeros(1, 2), [])
-    return {"cls": torch.tensor([0]), KEY: Lesson(targets, answer=(lambda: known) if answer else None)}
+    return {"cls": torch.tensor([0]), LESSON: Lesson(targets, answer=(lambda: known) if answer else None)}
 
 
 OWN, RESPONSE, FEATURE = 2.0, 5.0, 6.0  # of the predictions 1 and 3

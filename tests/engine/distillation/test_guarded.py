@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
 from torch.utils.hooks import RemovableHandle
-from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.guarded import MOST_SKIPPED
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER
@@ -187,7 +187,7 @@ def test_half_precision_trains(dtype, overrides):
 
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
-            seen.add(batch[KEY].answer()[1][0].dtype)
+            seen.add(batch[LESSON].answer()[1][0].dtype)
             return batch
 
     before = torch.get_autocast_dtype("cpu")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.engine.distillation import planner
 from ultralytics.engine.distillation.distiller import Distiller
@@ -79,6 +80,38 @@ def test_the_arguments_in_force_are_recorded(overrides):
     assert YAML.load(trainer.save_dir / "args.yaml").items() >= recorded.items()
     assert recorded["teacher"] == trainer.plan.teacher.source
     assert recorded["teacher_hash"] == trainer.plan.teacher.content_hash
+
+
+WITHOUT_MAPS = {"feature_distill": False, "attention_distill": False}
+
+
+@pytest.mark.parametrize("given", [{}, WITHOUT_MAPS, {"distill_alpha": 0}], ids=str)
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        ("nowhere.yaml", FileNotFoundError, "nowhere.yaml"),
+        ("nowhere.pt", FileNotFoundError, "nowhere.pt"),
+        ("student.onnx", ValueError, "neither a '.pt' checkpoint nor the '.yaml' description.*model=yolo11l-cls.yaml"),
+    ],
+)
+def test_a_student_that_cannot_be_built_is_refused_before_any_file(model, error, words, given, overrides):
+    """Whatever is compared."""
+    with pytest.raises(error, match=words):
+        DistillationClassificationTrainer(overrides={**overrides, **given, "model": model})
+    assert not Path(overrides["project"]).exists()
+
+
+def test_images_are_as_large_as_upstream_rounds_them(overrides):
+    """To the student's largest stride, which may be more than 32."""
+
+    class Coarse(DistillationClassificationTrainer):
+        def _build_student(self, data):
+            student = super()._build_student(data)
+            student.stride = torch.tensor([8.0, 64.0])
+            return student
+
+    assert DistillationClassificationTrainer(overrides={**overrides, "imgsz": 40}).plan.imgsz == 64
+    assert Coarse(overrides={**overrides, "imgsz": 96, "name": "coarse"}).plan.imgsz == 128
 
 
 def plan(**given):

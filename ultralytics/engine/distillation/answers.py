@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from ultralytics.engine.distillation.plan import Plan, log
-from ultralytics.engine.distillation.rules import cache_folder
+from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.utils.distillation.registry import choose
@@ -32,11 +31,18 @@ WITHOUT_EFFECT = {  # on what a teacher says of an image; any other argument cou
 
 
 def open_cache(
-    plan: Plan, dataset: Dataset, batch: int, device: torch.device, precision: AbstractContextManager, amp: bool
+    task: DistillationTask,
+    plan: Plan,
+    dataset: Dataset,
+    batch: int,
+    device: torch.device,
+    precision: AbstractContextManager,
+    amp: bool,
 ) -> CachedTeacher:
     """Open what keeps the teacher's answers; on disk, in a file named after all that they depend on.
 
     Args:
+        task (DistillationTask): What is special about the run's task.
         plan (Plan): The run's, its teacher on the device and ready to answer.
         dataset (Dataset): The training images, with views that repeat.
         batch (int): Images per batch.
@@ -52,8 +58,8 @@ def open_cache(
     shape = 1, plan.data["channels"], plan.imgsz, plan.imgsz
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     if args.teacher_cache == "disk":
-        root = Path(dataset.root)
-        file = cache_folder(plan) / f"{root.name}-{answers_key(plan, dataset, plan.teacher(images), amp)}.bin"
+        folder, parts = task.identify(dataset)
+        file = plan.cache_folder / f"{folder.name}-{answers_key(plan, parts, plan.teacher(images), amp)}.bin"
     try:
         if file is not None:
             file.parent.mkdir(exist_ok=True)
@@ -76,31 +82,27 @@ def open_cache(
     return cached
 
 
-def answers_key(plan: Plan, dataset: Dataset, answer: Answer, amp: bool) -> str:
+def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -> str:
     """Return a name for all that a teacher's answers depend on.
 
     Every distillation argument counts, but for those that are named in `WITHOUT_EFFECT`.
 
     Args:
         plan (Plan): The run's.
-        dataset (Dataset): The training images.
+        images (dict[str, Any]): What tells the training images and their views from others.
         answer (Answer): The teacher's, to a fixed image.
         amp (bool): Whether it answers in mixed precision.
     """
-    root, (output, features) = Path(dataset.root), answer
+    output, features = answer
     arguments = {f.name: getattr(plan.args, f.name) for f in fields(plan.args) if f.name not in WITHOUT_EFFECT}
     return cache_key(
         arguments=arguments,
         # Two networks in Python may have the same weights and say different things
-        answer=[_fingerprint(x) for x in (output, *features)],
+        answer=[_fingerprint(x) for x in tree_leaves((output, features))],
         source=plan.teacher.source,
         classes=[member.names for member in plan.teacher.members] + [plan.teacher.classes],
         levels=[str(level) for level in plan.teacher_levels],
-        images=[
-            (os.path.relpath(f, root), x.st_size, x.st_mtime_ns, x.st_ctime_ns)
-            for f, x in ((f, os.stat(f)) for f, *_ in dataset.samples)
-        ],
-        transforms=str(dataset.torch_transforms),
+        **images,
         amp=str(plan.training.amp if amp else False),
         compressed=_compresses(plan),
     )

@@ -240,7 +240,7 @@ def summarise(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def table(summary: dict[str, dict[str, Any]], words: str = "top-1") -> str:
+def table(summary: dict[str, dict[str, Any]], words: str) -> str:
     """Format the summary as a Markdown table, the score called as it is in words."""
     lines = [f"| student | {words} mean | std | minus plain | 95 % interval | by seed |", "|---|---|---|---|---|---|"]
     for variant, row in summary.items():

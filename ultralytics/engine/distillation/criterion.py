@@ -15,9 +15,9 @@ from ultralytics.nn.distillation.taps import FeatureTaps
 from ultralytics.utils.distillation import DistillationLoss, GradientBalance
 from ultralytics.utils.distillation.weighting import OWN, weigh
 
-__all__ = ("KEY", "DistillationCriterion", "Lesson", "StudentCriterion")
+__all__ = ("LESSON", "DistillationCriterion", "Lesson", "StudentCriterion")
 
-KEY = "distillation"  # of a batch, under which it carries its Lesson
+LESSON = "distillation"  # the key under which a batch carries its Lesson
 
 
 @dataclass
@@ -60,7 +60,7 @@ class StudentCriterion:
 
     def own_loss(self, predictions: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what upstream's criterion makes of a batch."""
-        return self.own(predictions, {**batch, **batch[KEY].targets})
+        return self.own(predictions, {**batch, **batch[LESSON].targets})
 
     def update(self) -> None:
         """End an epoch, as upstream's criteria of end-to-end heads have to."""
@@ -97,7 +97,7 @@ class DistillationCriterion(StudentCriterion):
         if not self.labelled:
             own, items = torch.zeros_like(own), {k: torch.zeros_like(v) for k, v in items.items()}
         features = self.taps.take()
-        answer = batch[KEY].answer
+        answer = batch[LESSON].answer
         if answer is None:  # silent; a teacher that is still to begin leaves training plain, in the full weight
             weight = 1.0 if self.alpha else self.beta
             return weight * own, {**items, **dict.fromkeys(self.loss.weights, own.new_zeros(()))}
@@ -108,7 +108,8 @@ class DistillationCriterion(StudentCriterion):
         factors = None
         if self.balance is not None:
             # The first that all losses come from; below a frozen map none of them teaches anything
-            shared = next(x for x in (*features, *tree_leaves(predictions)) if x.requires_grad)
+            leaves = tree_leaves(predictions)
+            shared = next((x for x in (*features, *leaves) if x.requires_grad), leaves[0])
             factors = self.balance(terms if self.beta else {k: terms[k] for k in losses}, shared)
         first, *others = weigh(terms, self.loss.weights, self.alpha, self.beta, factors).values()
         return sum(others, first), items

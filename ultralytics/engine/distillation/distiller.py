@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from ultralytics.engine.distillation.answers import open_cache
-from ultralytics.engine.distillation.criterion import KEY, DistillationCriterion, Lesson
+from ultralytics.engine.distillation.criterion import LESSON, DistillationCriterion, Lesson
 from ultralytics.engine.distillation.plan import Plan, log
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.engine.distillation.training_step import TrainingStep
@@ -27,7 +27,6 @@ from ultralytics.nn.distillation.sources.base import without_folders
 from ultralytics.nn.distillation.taps import FeatureTaps
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.distillation import (
-    DistillationLoss,
     GradientBalance,
     scheduled_share,
     scheduled_temperature,
@@ -68,27 +67,14 @@ class Distiller(Undistilled):
             args.teacher_overlap, device, bool(plan.training.compile or args.teacher_compile), bool(args.teacher_cache)
         )
         with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
-            self.loss = DistillationLoss(
-                [level.channels for level in plan.student_levels],
-                [level.channels for level in plan.teacher_levels],
-                temperature=args.temperature,
-                response_distill=args.response_distill,
-                feature_distill=args.feature_distill,
-                attention_distill=args.attention_distill,
-                feature_weight=args.feature_weight,
-                attention_weight=args.attention_weight,
-                response_method=args.response_method,
-                feature_method=args.feature_method,
-                balanced=args.distill_balance is not None,
-                classify=plan.teacher.head(plan.teacher_levels[-1]) if plan.levels else None,
-            )
+            self.loss = task.build_loss(plan)
         self.weights = self.loss.weights
         self.balance = GradientBalance() if args.distill_balance else None
         self.cached: CachedTeacher | None = None
         self.taps: FeatureTaps | None = None
         self.share = 1.0
         self.silent = False
-        self._answer: Callable[[], Answer] | None = None  # to the last batch
+        self._last_answer: Callable[[], Answer] | None = None  # to the last batch
 
     def adapt(self, student: nn.Module, stored: nn.Module | None) -> None:
         """Give the student the adapters as a child module.
@@ -154,7 +140,7 @@ class Distiller(Undistilled):
     def begin_training(self, dataset: Dataset, batch: int, precision: AbstractContextManager, amp: bool) -> None:
         """Open the cache of answers."""
         if self.plan.args.teacher_cache:
-            self.cached = open_cache(self.plan, dataset, batch, self.device, precision, amp)
+            self.cached = open_cache(self.task, self.plan, dataset, batch, self.device, precision, amp)
 
     def begin_epoch(self, student: nn.Module, epoch: int, epochs: int, batch: int) -> None:
         """Put the weight and the temperature of the epoch in force, and compile the teacher if that is still to do."""
@@ -176,15 +162,10 @@ class Distiller(Undistilled):
         if self.cached is None:  # which keeps the average that it was told first
             self.teacher.temperature = self.loss.temperature
 
-    def lap(self, event: str) -> None:
-        """Take the time at an event of training."""
-        if self.cached is not None:
-            self.cached.lap(event)
-
     def ask(self, lesson: Lesson, batch: dict[str, Any]) -> Lesson:
         """Let a batch carry the teacher's answer, unless the teacher is silent or training has not begun."""
         if self.taps is not None and not self.silent:
-            lesson.answer = self._answer = self.answer_to(batch)
+            lesson.answer = self._last_answer = self.answer_to(batch)
         return lesson
 
     def answer_to(self, batch: dict[str, Any]) -> Callable[[], Answer]:
@@ -198,13 +179,14 @@ class Distiller(Undistilled):
 
     def cause(self, name: str) -> bool:
         """Tell whether it was the teacher's answer that made a loss NaN or infinite."""
-        if self._answer is None or name not in self.weights:
+        if self._last_answer is None or name not in self.weights:
             return False
-        return not all(x.isfinite().all() for x in tree_leaves(self._answer()))
+        said = [x for x in tree_leaves(self._last_answer()) if isinstance(x, Tensor)]
+        return not all(x.isfinite().all() for x in said)
 
     def clear(self) -> None:
         """Let go of a step that failed, its graph and its answer."""
-        self._answer = None
+        self._last_answer = None
         if self.taps is not None:
             self.taps.clear()
 
@@ -245,13 +227,14 @@ class Distiller(Undistilled):
             student (nn.Module): The student, which stays as it is.
             batches (Iterable[dict[str, Any]]): Prepared batches, each with its Lesson.
         """
+        own = self._own or student.init_criterion()  # upstream's, which has counted the epochs
         student, loss = copy.deepcopy((student, self.loss))
         taps = FeatureTaps(student.train(), self.plan.student_levels)
         norms: Counter[str] = Counter()
         for batch in batches:
             measured = GradientBalance()
-            criterion = replace(self.criterion(student.init_criterion(), taps), loss=loss, balance=measured)
-            batch[KEY].answer = self.answer_to(batch)
+            criterion = replace(self.criterion(own, taps), loss=loss, balance=measured)
+            batch[LESSON].answer = self.answer_to(batch)
             criterion(student(batch["img"]), batch)
             norms.update({k: float(norm) for k, norm in measured.norms.items()})
         taps.remove()

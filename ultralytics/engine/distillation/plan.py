@@ -6,6 +6,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ultralytics.cfg.distillation import DistillationArgs
@@ -69,13 +70,18 @@ class Plan:
     @property
     def start(self) -> int:
         """The epoch, counted from 0, from which the teacher teaches."""
-        return self.args.self_distill_start if self.args.teacher == "self" else 0
+        return self.args.self_distill_start if self.args.teacher == SelfTeacher.source else 0
 
     @property
     def uses_temperature(self) -> bool:
         """Whether a response method softens by the training's `temperature`."""
         chosen = choose("response_method", self.args.response_method)
         return self.args.response_distill and any(c.temperature(0.0) == 0 for c in chosen)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the teacher's answers are kept on disk."""
+        return Path(self.data["train"]).parent / "teacher_cache"
 
     @property
     def student_levels(self) -> list[FeatureLevel]:

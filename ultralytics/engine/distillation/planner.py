@@ -71,26 +71,33 @@ def make_plan(
     """
     plan = Plan(DistillationArgs(**arguments), frozenset(given), training, resumed)
     refuse(plan, (*ARGUMENTS, *task.refusals))
+    if plan.args.teacher_cache and not task.views_repeat:
+        raise ValueError(
+            f"'teacher_cache={plan.args.teacher_cache}' keeps answers to images that are seen again, and those of the "
+            f"task '{task.name}' are augmented in another way each time. Leave it out."
+        )
     plan = replace(plan, teacher=task.open_teacher(plan))
-    imgsz = check_imgsz(training.imgsz, stride=32, floor=32, max_dim=1)  # as upstream finds it later
-    plan = replace(plan, imgsz=imgsz, data=read_dataset())
+    plan = replace(plan, data=read_dataset())
     refuse(plan, DATASET)
     plan, notes = task.fit_data(plan)
     names, channels = read_names(plan.data["names"]), plan.data["channels"]
+    student = build_student(plan.data)
+    stride = max(int(student.stride.max()), 32)
+    plan = replace(plan, imgsz=check_imgsz(training.imgsz, stride=stride, floor=stride, max_dim=1))  # as upstream will
     if plan.args.baseline is not None:
-        check_baseline(plan.args.baseline, names, plan.imgsz, task.network_class)
+        check_baseline(plan.args.baseline, names, plan.imgsz, task)
     refuse(plan, TEACHER)
     plan.teacher.vet(plan.imgsz, channels)
     plan = replace(plan, args=replace(plan.args, teacher_hash=plan.teacher.content_hash))
-    levels = plan.teacher.find_levels(plan.imgsz, channels) if plan.args.uses_features else {}
-    plan = _without_features(plan, levels)
+    if plan.args.uses_features:
+        student_levels = find_levels(student, plan.imgsz, channels)
+        levels = plan.teacher.find_levels(plan.imgsz, channels, student_levels)
+        plan = _without_features(plan, levels)
     if plan.args.response_distill:
         notes += plan.teacher.align(names)
     log(notes)
     if plan.args.uses_features and plan.teaches:
-        student = find_levels(build_student(plan.data), plan.imgsz, channels)
-        matched = match_levels(student, student if plan.teacher.follows_student else levels, plan.args.layers)
-        plan = replace(plan, levels=tuple(matched))
+        plan = replace(plan, levels=tuple(match_levels(student_levels, levels, plan.args.layers)))
     for rule in NOTABLE:
         if warning := rule(plan):
             LOGGER.warning(warning)
@@ -98,14 +105,12 @@ def make_plan(
 
 
 def _without_features(plan: Plan, levels: dict[str, FeatureLevel]) -> Plan:
-    """Switch off the losses on feature maps where the teacher has none.
+    """Switch off the losses on feature maps where the teacher has none, or say whose they are.
 
     Raises:
         ValueError: If they were asked for.
     """
     args, teacher = plan.args, plan.teacher
-    if teacher.follows_student or not args.uses_features:
-        return plan
     if levels:
         if len(teacher.members) > 1:
             ending = "." if args.response_distill else "; the others have no effect without the response loss."

@@ -163,7 +163,7 @@ class ResumableTrainer(BaseTrainer):
 
     def _do_train(self) -> None:
         """Train in a folder that no other run writes to."""
-        with locked(self.args.save_dir):
+        with locked(self.save_dir):
             try:
                 super()._do_train()
             except _TrainedToEnd:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from ultralytics.cfg.distillation import as_list
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.utils import RANK
 from ultralytics.utils.distillation.registry import choose
 
-__all__ = ("ARGUMENTS", "DATASET", "NOTABLE", "RESUMED", "TEACHER", "cache_folder", "refuse")
+__all__ = ("ARGUMENTS", "DATASET", "NOTABLE", "RESUMED", "TEACHER", "refuse")
 
 Refusal = Callable[[Plan], Exception | None]
 RESUMED = {"teacher", "teacher_hash", "baseline"}  # what may be given again to a run that is resumed
@@ -27,11 +26,6 @@ def refuse(plan: Plan, rules: Iterable[Refusal]) -> None:
     for rule in rules:
         if error := rule(plan):
             raise error
-
-
-def cache_folder(plan: Plan) -> Path:
-    """Return where the teacher's answers are kept on disk."""
-    return Path(plan.data["train"]).parent / "teacher_cache"
 
 
 # Of the arguments alone
@@ -106,13 +100,11 @@ ARGUMENTS: tuple[Refusal, ...] = (
 
 
 def _cache_cannot_be_written(plan: Plan) -> Exception | None:
-    folder = cache_folder(plan)
+    if plan.args.teacher_cache != "disk" or not plan.teaches:
+        return None
+    folder = plan.cache_folder
     place = folder if os.path.lexists(folder) else folder.parent
-    if (
-        plan.args.teacher_cache != "disk"
-        or not plan.teaches
-        or (place.is_dir() and os.access(place, os.W_OK | os.X_OK))
-    ):
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
         return None
     return OSError(
         f"'teacher_cache=disk' keeps the answers in '{folder}', where nothing can be written. Make '{place}' a folder "

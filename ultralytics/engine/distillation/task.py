@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class DistillationTask:
         teacher_class (type[Teacher]): The task's teacher.
         network_class (type[nn.Module]): Upstream's class of the student.
         score (Score): How good a network is.
+        views_repeat (bool): Whether an image can be augmented in the same way again, so that answers can be kept.
+        ignored (Collection[str]): Training arguments that upstream's trainer takes and ignores.
         charts (Sequence[str]): The names of the charts that its report adds.
         refusals (Sequence[Callable[[Plan], Exception | None]]): What cannot be, besides what no task can; asked before
             a teacher is opened.
@@ -40,6 +43,8 @@ class DistillationTask:
     teacher_class: ClassVar[type[Teacher]]
     network_class: ClassVar[type[nn.Module]]
     score: ClassVar[Score]
+    views_repeat: ClassVar[bool] = False
+    ignored: ClassVar[Collection[str]] = ()
     charts: ClassVar[Sequence[str]] = ()
     refusals: ClassVar[Sequence[Callable[[Plan], Exception | None]]] = ()
 
@@ -70,6 +75,10 @@ class DistillationTask:
             training (bool): Whether it is trained on.
         """
         return dataset
+
+    def identify(self, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+        """Return the folder of a dataset with views that repeat, and what tells its images and views from others."""
+        raise NotImplementedError
 
     def prepare(self, plan: Plan, batch: dict[str, Any], loaded: dict[str, Any]) -> Lesson:
         """Begin the lesson of a batch, before the teacher is asked; may change the batch's images and labels.
@@ -105,6 +114,24 @@ class DistillationTask:
             batch (dict[str, Any]): With its Lesson.
         """
         raise NotImplementedError
+
+    def build_loss(self, plan: Plan) -> DistillationLoss:
+        """Return the losses of a run."""
+        args = plan.args
+        return DistillationLoss(
+            [level.channels for level in plan.student_levels],
+            [level.channels for level in plan.teacher_levels],
+            temperature=args.temperature,
+            response_distill=args.response_distill,
+            feature_distill=args.feature_distill,
+            attention_distill=args.attention_distill,
+            feature_weight=args.feature_weight,
+            attention_weight=args.attention_weight,
+            response_method=args.response_method,
+            feature_method=args.feature_method,
+            balanced=args.distill_balance is not None,
+            classify=plan.teacher.head(plan.teacher_levels[-1]) if plan.levels else None,
+        )
 
     def scale(self, batch: dict[str, Any]) -> int:
         """Return what the losses from the teacher are multiplied by, as upstream's own is: 1, or the batch's size."""

@@ -15,7 +15,7 @@ from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.distillation.views import RepeatableViews
-from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.engine.distillation.guarded import GuardedTrainer
 from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log
@@ -67,7 +67,7 @@ class DistillationTrainer(GuardedTrainer):
         """
         from_cfg, cfg = DistillationArgs.split(cfg2dict(cfg))
         given, overrides = DistillationArgs.split(overrides or {})
-        self._given = {**from_cfg, **given}
+        self._given = {**from_cfg, **given}  # until the plan is made
         self.plan: Plan | None = None
         self.distiller: Undistilled | None = None  # both are there once upstream has read its arguments
         self._resolved_data: Any = None  # where upstream has found the dataset
@@ -102,7 +102,8 @@ class DistillationTrainer(GuardedTrainer):
         arguments like any other.
         """
         super()._check_arguments()
-        arguments = self._given
+        arguments, self._given = self._given, {}
+        given = frozenset(arguments)
         if self.resume:
             try:
                 arguments = resumed_arguments(arguments, self.args)
@@ -110,7 +111,7 @@ class DistillationTrainer(GuardedTrainer):
                 sweep(Path(self.args.resume).parent)
                 raise
         self.plan = make_plan(
-            self.task, arguments, self._given, self.args, bool(self.resume), self._read_dataset, self._build_student
+            self.task, arguments, given, self.args, bool(self.resume), self._read_dataset, self._build_student
         )
         self.distiller = Undistilled(self.task, self.plan)  # until the student is there
         recorded = {key: getattr(self.plan.args, key) for key in DISTILLATION_KEYS}
@@ -133,16 +134,25 @@ class DistillationTrainer(GuardedTrainer):
         return self.plan.data
 
     def _build_student(self, data: dict[str, Any]) -> nn.Module:
-        """Return a network of the student's architecture, for the dataset's classes."""
+        """Return a network of the student's architecture, for the dataset's classes.
+
+        Raises:
+            ValueError: If `model` is neither a checkpoint nor the description of a network.
+        """
         model = check_model_file_from_stem(str(self.args.model))
-        cfg = load_checkpoint(model)[0].yaml if Path(model).suffix.lower() == ".pt" else model
+        suffix = Path(model).suffix.lower()
+        if suffix not in {".pt", ".yaml", ".yml"}:
+            raise ValueError(
+                f"'model={self.args.model}' is neither a '.pt' checkpoint nor the '.yaml' description of a network. "
+                f"Give one as the student, e.g. 'model={Path(self.task.teacher_class.expected.example).stem}.yaml'."
+            )
         self.data = data  # where upstream's `get_model` looks for classes and channels
-        return self.get_model(cfg=cfg, verbose=False)
+        return self.get_model(cfg=load_checkpoint(model)[0].yaml if suffix == ".pt" else model, verbose=False)
 
     def get_validator(self):
         """Return upstream's validator, given only the arguments that it knows."""
         args = self.args
-        self.args = IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k not in DISTILLATION_KEYS})
+        self.args = _without_ours(args)
         try:
             return super().get_validator()
         finally:
@@ -155,9 +165,8 @@ class DistillationTrainer(GuardedTrainer):
             (dict | None): The checkpoint, if the run is resumed or the student starts from one.
         """
         ckpt = super().setup_model()
-        if not self.plan.teaches:
-            return ckpt
-        self.distiller = Distiller(self.task, self.plan, self.device)
+        if self.plan.teaches:
+            self.distiller = Distiller(self.task, self.plan, self.device)
         if RANK in {-1, 0}:
             self.distiller.describe(self.model)
         self.distiller.adapt(self.model, getattr(ckpt["ema"], "distill_adapters", None) if self.resume else None)
@@ -183,8 +192,9 @@ class DistillationTrainer(GuardedTrainer):
         self.distiller.attach(student, self.ema.ema)
         loader = self.train_loader
         self.distiller.begin_training(loader.dataset, loader.batch_size, self._precision(), bool(self.amp))
-        for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
-            self.add_callback(event, lambda trainer, event=event: trainer.distiller.lap(event))
+        if self.distiller.cached is not None:
+            for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
+                self.add_callback(event, lambda trainer, event=event: trainer.distiller.cached.lap(event))
         if RANK in {-1, 0}:  # without a loader, as its workers would draw from the random stream of plain training
             self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64))
 
@@ -200,7 +210,7 @@ class DistillationTrainer(GuardedTrainer):
         loaded = dict(batch)
         batch = super().preprocess_batch(batch)
         lesson = self.task.prepare(self.plan, batch, loaded)
-        batch[KEY] = self.distiller.ask(lesson, batch)
+        batch[LESSON] = self.distiller.ask(lesson, batch)
         return batch
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: Any = None):
@@ -287,15 +297,20 @@ class DistillationTrainer(GuardedTrainer):
         return autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type)
 
     def _strip(self, ckpt: dict[str, Any]) -> None:
-        """Take out of a checkpoint what the student trained for the teacher's losses alone."""
-        self.distiller.release(ckpt["ema"])
+        """Take out of a checkpoint what is ours: what the student trained for the losses alone, and arguments."""
+        student = ckpt["ema"]
+        self.distiller.release(student)
+        if isinstance(getattr(student, "args", None), IterableSimpleNamespace):  # as upstream's detectors keep them
+            student.args = _without_ours(student.args)
 
     def final_eval(self):
         """Leave a plain student and plain checkpoints behind, evaluate the best one, and report on the teacher."""
         student, average = unwrap_model(self.model), self.ema.ema
         self.distiller.detach(student)
         self.distiller.end(average, self.epoch, self.epochs, self._resumed)
-        reported = self.distiller.weights and self.args.plots and RANK in {-1, 0} and self.best.exists()
+        reported = (
+            self.distiller.weights and self.task.charts and self.args.plots and RANK in {-1, 0} and self.best.exists()
+        )
         pull = {}
         if reported and RANK == -1:
             with self._surviving("measure the losses' gradients"), self._precision():
@@ -315,3 +330,8 @@ class DistillationTrainer(GuardedTrainer):
         )
         if file := write_report(self.task, run):
             log([f"What the teacher did is in {file}"])
+
+
+def _without_ours(args: IterableSimpleNamespace) -> IterableSimpleNamespace:
+    """Return training arguments without those of distillation."""
+    return IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k not in DISTILLATION_KEYS})

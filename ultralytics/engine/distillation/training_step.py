@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.nn.distillation.taps import FeatureTaps
 from ultralytics.utils.distillation import DistillationLoss
 
@@ -21,8 +21,8 @@ class TrainingStep(nn.Module):
 
     def __init__(self, student: nn.Module, loss: DistillationLoss, distiller: Any):
         super().__init__()
-        self.student, self.yaml, self.stride = student, student.yaml, student.stride  # what upstream asks of a network
-        self.loss = loss
+        self.student, self.loss = student, loss
+        self.yaml, self.stride, self.names = student.yaml, student.stride, student.names  # upstream asks for these
         self._distiller = (distiller,)  # in a tuple, so that no copy of it is made with a copy of this
 
     def __deepcopy__(self, memo: dict) -> TrainingStep:
@@ -38,7 +38,7 @@ class TrainingStep(nn.Module):
             seen = images.detach()
             answer, predictions = distiller.overlap(partial(distiller.teacher, seen), seen), student(images)
             batch = distiller.task.blank_batch(images, plan)
-            batch[KEY].answer = answer
+            batch[LESSON].answer = answer
             criterion = replace(distiller.criterion(student.init_criterion(), taps), loss=self.loss, balance=None)
             return criterion(predictions, batch)[0]
         finally:

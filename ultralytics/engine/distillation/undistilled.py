@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ultralytics.engine.distillation.criterion import Lesson, StudentCriterion
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.engine.distillation.task import DistillationTask
+from ultralytics.nn.distillation.cache import CachedTeacher
 from ultralytics.utils.distillation import DistillationLoss
 
 __all__ = ("Undistilled",)
@@ -25,15 +26,20 @@ class Undistilled:
         plan (Plan): The run's.
         loss (DistillationLoss | None): The losses from the teacher.
         weights (Mapping[str, float]): The weight of each of them.
+        cached (CachedTeacher | None): What keeps the teacher's answers.
     """
 
     loss: DistillationLoss | None = None
+    cached: CachedTeacher | None = None
     weights: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, task: DistillationTask, plan: Plan):
         """Begin without a student."""
         self.task, self.plan = task, plan
         self._own: Any = None  # upstream's criterion, while the student has none
+
+    def describe(self, student: nn.Module) -> None:
+        """Log what is to be trained with what."""
 
     def adapt(self, student: nn.Module, stored: nn.Module | None) -> None:
         """Give the student what it trains for the losses alone, as it was when the run was stopped."""
@@ -79,9 +85,6 @@ class Undistilled:
             epochs (int): Epochs of the training.
             batch (int): Images per batch.
         """
-
-    def lap(self, event: str) -> None:
-        """Take the time at an event of training, to say what keeping answers was good for."""
 
     def ask(self, lesson: Lesson, batch: dict[str, Any]) -> Lesson:
         """Let a batch carry the teacher's answer, which is asked for now."""

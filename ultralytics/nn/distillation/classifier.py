@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from ultralytics.data.distillation.wrapped import spaced_batches
 from ultralytics.nn.distillation.class_names import match_classes
 from ultralytics.nn.distillation.overlap import Answer
-from ultralytics.nn.distillation.sources import Expected
+from ultralytics.nn.distillation.sources import CLASSIFIER
 from ultralytics.nn.distillation.taps import FeatureLevel
 from ultralytics.nn.distillation.teacher import Teacher
 from ultralytics.nn.distillation.teachers import Teachers
@@ -25,8 +25,12 @@ __all__ = ("ClassificationTeacher", "TeacherEnsemble")
 class ClassificationTeacher(Teacher):
     """A trained classifier, frozen. Its answer to B images is (logits, features), the logits of shape (B, C)."""
 
-    expected = Expected("classify", ClassificationModel, "yolo11l-cls.pt")
+    expected = CLASSIFIER
     _gives_probabilities = False
+
+    def fuse(self, network: nn.Module) -> nn.Module:
+        """Return an Ultralytics network with its convolutions and BatchNorm layers fused."""
+        return network.fuse(verbose=False) if isinstance(network, ClassificationModel) else network
 
     def read(self, output: Any) -> Tensor:
         """Return the logits, of shape (B, C), in what the network gives in eval mode."""

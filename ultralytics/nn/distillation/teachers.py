@@ -67,15 +67,21 @@ class Teachers:
         """Stay as they are, whatever the student's average has become."""
 
     def align(self, names: Sequence[str]) -> list[str]:
-        """Bring what they say to a dataset's classes, and return what is notable, in sentences for the log."""
-        raise NotImplementedError
+        """Bring what they say to a dataset's classes, and return what is notable, in sentences for the log.
+
+        Raises:
+            ValueError: If the task compares feature maps alone.
+        """
+        raise ValueError(
+            f"'teacher={self.source}' is compared by its feature maps alone in this task. Set 'response_distill=False'."
+        )
 
     def vet(self, imgsz: int, channels: int) -> None:
         """Check every member, see `Teacher.vet`."""
         for member in self.members:
             member.vet(imgsz, channels)
 
-    def find_levels(self, imgsz: int, channels: int) -> dict[str, FeatureLevel]:
+    def find_levels(self, imgsz: int, channels: int, student: dict[str, FeatureLevel]) -> dict[str, FeatureLevel]:
         """List the feature maps that can be read in the first, see `Teacher.find_levels`."""
         return self.first.find_levels(imgsz, channels)
 
@@ -140,9 +146,9 @@ class SelfTeacher:
     def vet(self, imgsz: int, channels: int) -> None:
         """Believe the student."""
 
-    def find_levels(self, imgsz: int, channels: int) -> dict[str, FeatureLevel]:
-        """Return none, as its levels are the student's own."""
-        return {}
+    def find_levels(self, imgsz: int, channels: int, student: dict[str, FeatureLevel]) -> dict[str, FeatureLevel]:
+        """Return the student's own."""
+        return student
 
     def head(self, level: FeatureLevel) -> None:
         """Return none, as it changes with every step."""

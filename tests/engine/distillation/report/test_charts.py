@@ -8,11 +8,11 @@ from matplotlib.colors import to_rgba
 from ultralytics.engine.distillation.report.charts import (
     COLORS,
     Example,
-    draw_accuracy,
     draw_calibration,
     draw_classes,
     draw_examples,
     draw_losses,
+    draw_score,
 )
 from ultralytics.utils.distillation.metrics import Calibration, calibration
 
@@ -41,7 +41,7 @@ def example(height=6, width=8, levels=2, channels=3, **names):
 
 
 CHARTS = {
-    "accuracy": lambda: draw_accuracy(CURVES, 0.9),
+    "accuracy": lambda: draw_score(CURVES, 0.9, "top-1 (%)"),
     "losses": lambda: draw_losses(RAW, WEIGHTED),
     "classes": lambda: draw_classes(ROWS, ["student", "teacher"]),
     "calibration": lambda: draw_calibration({"student": BINS}),
@@ -81,7 +81,7 @@ def test_nothing_is_cut_off(chart):
 
 
 def test_accuracy_is_in_percent_by_epochs_from_1_on():
-    (axes,) = draw_accuracy(CURVES, None).axes
+    (axes,) = draw_score(CURVES, None, "top-1 (%)").axes
     drawn = lines(axes)
     assert drawn.keys() == {"student", "baseline"}
     for who, curve in CURVES.items():
@@ -94,7 +94,7 @@ def test_accuracy_is_in_percent_by_epochs_from_1_on():
 
 @pytest.mark.parametrize("top1", [0.9, 0.0, None])
 def test_the_teachers_accuracy_is_a_level_line_if_it_is_known(top1):
-    (axes,) = draw_accuracy(CURVES, top1).axes
+    (axes,) = draw_score(CURVES, top1, "top-1 (%)").axes
     drawn = lines(axes)
     assert ("teacher" in drawn) == (top1 is not None)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(drawn)
@@ -105,7 +105,7 @@ def test_the_teachers_accuracy_is_a_level_line_if_it_is_known(top1):
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 300])
 def test_epochs_are_whole_numbers(epochs):
-    accuracy = draw_accuracy({"student": [0.5] * epochs}, None)
+    accuracy = draw_score({"student": [0.5] * epochs}, None, "top-1 (%)")
     losses = draw_losses({"loss": np.ones(epochs)}, {"loss": np.ones(epochs)})
     for axes in (accuracy.axes[0], losses.axes[0], *(losses.axes[1:] if epochs > 1 else [])):
         axes.figure.draw_without_rendering()
@@ -193,7 +193,7 @@ def test_networks_that_lie_on_each_other_are_told_apart():
 @pytest.mark.parametrize("who", COLORS)
 def test_a_network_has_one_colour_in_every_chart(who):
     curves, top1 = ({"student": [0.5]}, 0.9) if who == "teacher" else ({who: [0.5]}, None)
-    (accuracy,) = draw_accuracy(curves, top1).axes
+    (accuracy,) = draw_score(curves, top1, "top-1 (%)").axes
     (classes,) = draw_classes([{"name": "cat", "student": 0.5, who: 0.5}], [who]).axes
     (calibrated,) = draw_calibration({who: BINS}).axes
     found = [lines(accuracy)[who].get_color(), lines(classes)[who].get_color(), calibrated.lines[1].get_color()]

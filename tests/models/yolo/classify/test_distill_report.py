@@ -25,9 +25,9 @@ from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_report import TOP1
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.sources.base import without_folders
-from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import LOGGER, YAML
 
+TASK = DistillationClassificationTrainer.task
 CHARTS = {"accuracy", "losses", "classes", "calibration", "examples"}
 
 
@@ -128,6 +128,22 @@ def test_pull_is_proportional_to_the_weight(overrides):
     once, twice = ({k: v / pull["loss"] for k, v in pull.items()} for pull in pulls)
     assert twice["feature_loss"] == pytest.approx(2 * once["feature_loss"], rel=0.01)
     assert twice["response_loss"] == pytest.approx(once["response_loss"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_balanced_losses_pull_as_they_were_scaled(overrides):
+    """All but equally, where without the factors some pull many times as much as others."""
+    still = {**overrides, "lr0": 1e-12, "warmup_epochs": 0.0, "plots": True, "distill_alpha": 0.5, "distill_beta": 0.5}
+    pulls = []
+    for name, given in (
+        ("balanced", {"distill_balance": "auto"}),
+        ("not", {"feature_weight": 1, "attention_weight": 1}),
+    ):
+        trainer = train({**still, **given, "name": name})
+        pulls.append(json.loads((trainer.save_dir / "distillation.json").read_text())["pull"])
+    balanced, unbalanced = ([pull[k] / pull["loss"] for k in DISTILLATION_LOSSES] for pull in pulls)
+    assert balanced == pytest.approx([1, 1, 1], rel=0.5)
+    assert max(unbalanced) > 3 * min(unbalanced)
 
 
 def test_is_one_page_with_pictures_beside_it(reported):
@@ -286,7 +302,7 @@ DIGITS = [str(c) for c in range(10)]
 )
 def test_a_baseline_is_found(arguments, found, beside):
     run, other = beside(**arguments)
-    assert find_baseline(run, DIGITS, 32, ClassificationModel) == (other if found else None)
+    assert find_baseline(run, DIGITS, 32, TASK) == (other if found else None)
 
 
 @pytest.mark.parametrize("fault", ["no results", "bad arguments", "no mapping", "bad weights"])
@@ -300,7 +316,7 @@ def test_what_cannot_be_read_is_no_baseline(fault, beside):
     else:
         (other / "args.yaml").write_text("a: [" if fault == "bad arguments" else "- a")
     os.utime(other / "weights" / "best.pt")  # the newest is looked at first
-    assert find_baseline(run, DIGITS, 32, ClassificationModel) == good
+    assert find_baseline(run, DIGITS, 32, TASK) == good
 
 
 @pytest.mark.parametrize(
@@ -310,15 +326,18 @@ def test_what_cannot_be_read_is_no_baseline(fault, beside):
         ({"imgsz": 64}, "was trained at imgsz=32, not 64"),
         ({"teacher": "x.pt"}, "was trained with a teacher"),
         ({"epoch": 1}, "is not finished"),
+        ({"network": "yolo11n.yaml"}, "is of no classification network"),
     ],
 )
 def test_what_cannot_be_compared_is_no_baseline(given, words, beside):
     _, other = beside(**{k: v for k, v in given.items() if k == "teacher"})
+    best = other / "weights" / "best.pt"
+    if "network" in given:
+        torch.save({**torch.load(best, weights_only=False), "model": YOLO(given["network"]).model}, best)
     if "epoch" in given:
-        best = other / "weights" / "best.pt"
         torch.save({**torch.load(best, weights_only=False), "epoch": 1}, best)
     with pytest.raises(ValueError, match=words):
-        check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32), ClassificationModel)
+        check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32), TASK)
 
 
 def test_epochs_that_were_not_validated_are_no_measurements(overrides):

@@ -211,6 +211,7 @@ TERMS = {
 }
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term_alone_moves_the_backbone(term, overrides):
     """With no label loss and no weight decay, nothing but the term's gradient can move a weight."""
@@ -258,6 +259,7 @@ def test_random_stream_is_that_of_plain_training(overrides, tmp_path):
     assert not same(weights(ours.last), weights(theirs.last))
 
 
+@pytest.mark.oldest
 def test_without_weight_the_run_is_bit_identical_to_plain(overrides, tmp_path, caplog):
     off = {**overrides, "epochs": 2, "distill_alpha": 0, "distill_beta": 1}
     ours = train(off)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
 from ultralytics import YOLO
-from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER
 
@@ -23,7 +23,7 @@ class Asking(DistillationClassificationTrainer):
         hook = self.teacher.first.model.register_forward_hook(self._count)
         try:
             batch = super().preprocess_batch(batch)
-            batch[KEY].answer()
+            batch[LESSON].answer()
             return batch
         finally:
             hook.remove()
@@ -55,7 +55,7 @@ class Uncached(DistillationClassificationTrainer):
 @pytest.fixture
 def cached(overrides, digits, tmp_path):
     """Arguments of a run with a cache, on a copy of the digits."""
-    shutil.copytree(digits, tmp_path / "digits")
+    shutil.copytree(digits, tmp_path / "digits", ignore=shutil.ignore_patterns("teacher_cache"))
     return {
         **overrides,
         "data": str(tmp_path / "digits"),

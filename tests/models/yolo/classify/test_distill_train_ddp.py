@@ -98,7 +98,7 @@ def test_a_stopped_run_of_several_processes_resumes(settings, monkeypatch):
 
 def test_processes_share_a_cache(settings, digits, tmp_path):
     """Each asks about its share of the images, once; the next run about none, and is the same."""
-    shutil.copytree(digits, tmp_path / "digits")
+    shutil.copytree(digits, tmp_path / "digits", ignore=shutil.ignore_patterns("teacher_cache"))
     settings = {**settings, "data": str(tmp_path / "digits"), "teacher_cache": "disk", "teacher_views": 1}
     runs = []
     for _ in range(2):

@@ -9,7 +9,7 @@ import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights, write_digits
 from torch.nn import functional as F
 from ultralytics import YOLO
-from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
@@ -172,7 +172,7 @@ def test_mixed_images_reach_both_networks_with_mixed_labels(how, overrides):
         on_train_batch_end=lambda t: losses.append(t.loss_items["loss"].item()),
     )
     for images, labels, batch in seen:
-        mixed = batch[KEY].targets["cls"]
+        mixed = batch[LESSON].targets["cls"]
         assert torch.allclose(mixed.sum(1), torch.ones(len(mixed)))
         share = mixed[labels != labels.roll(1), labels[labels != labels.roll(1)]][0]
         expected = share * F.one_hot(labels, 10) + (1 - share) * F.one_hot(labels.roll(1), 10)
@@ -195,8 +195,8 @@ def test_the_teacher_answers_the_mixed_images_and_some_batches_stay_as_they_are(
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
             logits, _ = self.teacher(batch["img"])
-            assert torch.equal(logits, batch[KEY].answer()[0])
-            kinds.append("cls" in batch[KEY].targets)
+            assert torch.equal(logits, batch[LESSON].answer()[0])
+            kinds.append("cls" in batch[LESSON].targets)
             return batch
 
     trainer = train({**overrides, "batch": 8, "mixup": 0.3, "cutmix": 0.3}, Watched)
@@ -213,9 +213,9 @@ def test_a_teacher_of_some_classes_judges_mixtures_of_those(overrides, tmp_path)
     class Watched(DistillationClassificationTrainer):
         def preprocess_batch(self, batch):
             batch = super().preprocess_batch(batch)
-            shares = batch[KEY].targets.get("cls", F.one_hot(batch["cls"], 10))
+            shares = batch[LESSON].targets.get("cls", F.one_hot(batch["cls"], 10))
             expected = (shares[:, :7].sum(1) > 0.9999).nonzero()[:, 0]
-            assert torch.equal(batch[KEY].known, expected)
+            assert torch.equal(batch[LESSON].known, expected)
             return batch
 
     settings = {**overrides, "teacher": teacher, "response_method": "dkd", "mixup": 0.5, "batch": 16}

@@ -11,7 +11,7 @@ import torch
 from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics import YOLO
-from ultralytics.engine.distillation.criterion import KEY
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -33,6 +33,7 @@ def stop_after(epoch):
     return on_model_save
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("by", ["path", "api"])
 def test_resume_continues_the_distillation(by, overrides):
     """Arguments, teacher, adapters, EMA and optimizer come back from last.pt, and the run ends as a whole one does."""
@@ -217,8 +218,9 @@ def test_out_of_memory_halves_the_batch(where, overrides):
     assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in DISTILLATION_LOSSES)
 
 
+@pytest.mark.parametrize("balance", [None, "auto"])
 @pytest.mark.parametrize("source", ["file", "self"])
-def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch):
+def test_automatic_batch_sizes_count_the_teacher(source, balance, overrides, monkeypatch):
     """What upstream profiles for `batch=-1` asks the teacher where a run does, and computes every loss.
 
     The run is left as it was.
@@ -242,6 +244,7 @@ def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch)
             losses=tuple(losses),
             without_gradient=[n for n, p in copied.named_parameters() if p.grad is None or not p.grad.any()],
             untouched=same(before, model.student.state_dict()) and all(p.grad is None for p in model.parameters()),
+            measured=balance and dict(trainer.distiller.balance.norms),
         )
         return 16
 
@@ -252,10 +255,12 @@ def test_automatic_batch_sizes_count_the_teacher(source, overrides, monkeypatch)
             **settings,
             "teacher": overrides["teacher"] if source == "file" else "self",
             "teacher_overlap": True,
+            "distill_balance": balance,
         }
     )
     trainer.train()
     assert profiled.pop("losses") == DISTILLATION_LOSSES
+    assert not profiled.pop("measured")
     assert profiled == {"asked": [(4, "teacher")], "without_gradient": [], "untouched": True}
     assert trainer.batch_size == 16
     assert trainer.model.criterion is None
@@ -322,7 +327,7 @@ def begin(overrides):
 
 
 def step(trainer, batch):
-    batch[KEY].answer = trainer.distiller.answer_to(batch)
+    batch[LESSON].answer = trainer.distiller.answer_to(batch)
     trainer.model(batch)[0].sum().backward()
 
 

@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.patches import torch_load
 
 __all__ = ("check_baseline", "find_baseline", "read_curve")
 
-FREE = {  # what two runs may differ in and still be compared; upstream's classifiers ignore the last line
+FREE = {  # what two runs may differ in and still be compared, besides what their task's trainer ignores
     *("name", "project", "save_dir", "exist_ok", "resume"),
     *("plots", "verbose", "save", "save_period", "workers", "device", "profile"),
-    *("mixup", "cutmix"),
 }
 
 
-def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, network_class: type[nn.Module]) -> None:
+def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, task: DistillationTask) -> None:
     """Refuse what is not the folder of a finished plain run that a run can be compared with.
 
     Args:
         folder (str | Path): The plain run's folder.
         names (Sequence[str]): The class names that it must have.
         imgsz (int): The side of the images that it must have been trained at.
-        network_class (type[nn.Module]): Upstream's class of the task's networks.
+        task (DistillationTask): The runs' task.
 
     Raises:
         FileNotFoundError: If the folder is not one of a run.
@@ -43,7 +42,7 @@ def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, network
     if not (best.exists() and arguments.exists() and (folder / "results.csv").exists()):
         raise FileNotFoundError(
             f"'baseline={folder}' is not a run's folder: it lacks 'args.yaml', 'results.csv' or 'weights/best.pt'. "
-            f"Give one that 'use_distillation=False' has trained, e.g. 'baseline=runs/classify/train'."
+            f"Give one that 'use_distillation=False' has trained, e.g. 'baseline=runs/{task.name}/train'."
         )
     arguments = YAML.load(arguments)
     try:
@@ -52,7 +51,7 @@ def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, network
         raise ValueError(f"'baseline={folder}' has a 'weights/best.pt' that cannot be read: {e}") from e
     model = ckpt.get("model") or ckpt.get("ema")
     faults = {
-        f"holds no {network_class.__name__}": not isinstance(model, network_class),
+        f"is of no {task.teacher_class.expected.noun} network": not isinstance(model, task.network_class),
         "was trained with a teacher": "teacher" in arguments,
         "is not finished": ckpt.get("epoch") != -1,
         "has other classes": list(getattr(model, "names", {}).values()) != list(names),
@@ -73,18 +72,19 @@ def read_curve(run: Path, column: str) -> list[float]:
     return curve
 
 
-def find_baseline(run: Path, names: Sequence[str], imgsz: int, network_class: type[nn.Module]) -> Path | None:
+def find_baseline(run: Path, names: Sequence[str], imgsz: int, task: DistillationTask) -> Path | None:
     """Return the newest plain run beside a run that was trained with the same arguments, seed included, or None."""
-    own = _plain_arguments(run)
+    own = _plain_arguments(run, task)
     for best in sorted(run.parent.glob("*/weights/best.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
         folder = best.parents[1]
         with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # unreadable ones
-            if _plain_arguments(folder) == own:
-                check_baseline(folder, names, imgsz, network_class)
+            if _plain_arguments(folder, task) == own:
+                check_baseline(folder, names, imgsz, task)
                 return folder
     return None
 
 
-def _plain_arguments(run: Path) -> dict[str, Any]:
+def _plain_arguments(run: Path, task: DistillationTask) -> dict[str, Any]:
     """Return the arguments of a run that decide what plain training makes."""
-    return {k: v for k, v in YAML.load(run / "args.yaml").items() if k in DEFAULT_CFG_DICT.keys() - FREE}
+    decisive = DEFAULT_CFG_DICT.keys() - FREE - set(task.ignored)
+    return {k: v for k, v in YAML.load(run / "args.yaml").items() if k in decisive}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ultralytics.utils.distillation.metrics import Calibration
 
-__all__ = ("Example", "draw_accuracy", "draw_calibration", "draw_classes", "draw_examples", "draw_losses")
+__all__ = ("Example", "draw_calibration", "draw_classes", "draw_examples", "draw_losses", "draw_score")
 
 COLORS = {"student": "tab:blue", "teacher": "0.35", "baseline": "tab:orange"}
 MARKERS = {"student": "o", "teacher": "|", "baseline": "x"}
@@ -35,14 +35,14 @@ class Example(NamedTuple):
     attention: list[tuple[np.ndarray, np.ndarray]]
 
 
-def draw_accuracy(curves: Mapping[str, Sequence[float]], teacher: float | None) -> Figure:
-    """Draw top-1 accuracy per epoch, 0 to 1, of student and baseline, and the teacher's as a line if it is known."""
+def draw_score(curves: Mapping[str, Sequence[float]], teacher: float | None, axis: str) -> Figure:
+    """Draw a score per epoch, 0 to 1, of student and baseline, and the teacher's as a line if it is known."""
     figure, [[axes]] = _figure(WIDTH, 3.5)
     for who, curve in curves.items():
         axes.plot(_epochs(curve), 100 * np.array(curve), "o-", markersize=3, color=COLORS[who], label=who)
     if teacher is not None:
         axes.axhline(100 * teacher, color=COLORS["teacher"], linestyle="--", label="teacher")
-    axes.set(ylabel="validation top-1 accuracy (%)")
+    axes.set(ylabel=axis)
     _count_epochs(axes, max(map(len, curves.values())))
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)

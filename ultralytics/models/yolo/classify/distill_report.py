@@ -19,16 +19,17 @@ from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.report.baseline import find_baseline, read_curve
 from ultralytics.engine.distillation.report.charts import (
     Example,
-    draw_accuracy,
     draw_calibration,
     draw_classes,
     draw_examples,
+    draw_score,
 )
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
+from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.sources.base import without_folders
 from ultralytics.nn.distillation.taps import FeatureTaps
-from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.distillation.advice import Figures, advise
 from ultralytics.utils.distillation.metrics import agreement, calibration, divergence, normalized_entropy
 from ultralytics.utils.torch_utils import get_flops, get_num_params
@@ -79,10 +80,11 @@ class _Images(NamedTuple):
     named: dict[str, Tensor]
 
 
-def report_classification(run: FinishedRun) -> ReportPart:
+def report_classification(task: DistillationTask, run: FinishedRun) -> ReportPart:
     """Measure the student, its teacher and a plain student on validation images.
 
     Args:
+        task (DistillationTask): The run's task.
         run (FinishedRun): The run.
 
     Returns:
@@ -91,8 +93,8 @@ def report_classification(run: FinishedRun) -> ReportPart:
     Raises:
         ValueError: If no validation image shows a class that the teacher knows.
     """
-    networks = _networks(run)
-    images = _answer(run, networks)
+    networks = _networks(task, run)
+    images = _ask(run, networks)
     calibrations = {
         who: calibration(images.logits[who], _columns(images.labels, n.classes)) for who, n in networks.items()
     }
@@ -113,7 +115,7 @@ def report_classification(run: FinishedRun) -> ReportPart:
         row |= {"top1": figures.top1(who), "calibration_error": calibrations[who].error}
     top1 = figures.top1("teacher") if "teacher" in networks and not knows_some else None
     charts = {
-        "accuracy": draw_accuracy({who: n.curve for who, n in networks.items() if n.curve}, top1),
+        "accuracy": draw_score({who: n.curve for who, n in networks.items() if n.curve}, top1, TOP1.axis),
         "classes": draw_classes(classes[:CLASSES], list(networks)),
         "calibration": draw_calibration(calibrations),
     }
@@ -134,7 +136,7 @@ def report_classification(run: FinishedRun) -> ReportPart:
     )
 
 
-def _networks(run: FinishedRun) -> dict[str, _Network]:
+def _networks(task: DistillationTask, run: FinishedRun) -> dict[str, _Network]:
     """Return the student, the teacher if it knows classes of the dataset, and the baseline if there is one."""
     everything, imgsz = list(range(len(run.plan.data["names"]))), run.plan.imgsz
 
@@ -145,22 +147,22 @@ def _networks(run: FinishedRun) -> dict[str, _Network]:
 
     networks = {"student": checkpoint(run.best, without_folders(run.plan.training.model))}
     ensemble = run.plan.teacher
-    if not (ensemble.classes or ensemble.follows_student):
+    if ensemble.members and not ensemble.classes:
         with suppress(ValueError):  # it may teach by its maps alone, and know other classes
             ensemble.align(read_names(run.plan.data["names"]))
             ensemble.to(run.device)
-    if ensemble.classes and not ensemble.follows_student:
+    if ensemble.members and ensemble.classes:
         sizes = [member.imgsz or imgsz for member in ensemble.members]
         modules = [member.model for member in ensemble.members]
         source = ", ".join(without_folders(member.source) for member in ensemble.members)
         networks["teacher"] = _Network(source, lambda images: ensemble(images)[0], modules, sizes, ensemble.classes)
     names = read_names(run.plan.data["names"])
-    if folder := run.plan.args.baseline or find_baseline(run.folder, names, imgsz, ClassificationModel):
+    if folder := run.plan.args.baseline or find_baseline(run.folder, names, imgsz, task):
         networks["baseline"] = checkpoint(Path(folder) / "weights" / "best.pt", Path(folder).name)
     return networks
 
 
-def _answer(run: FinishedRun, networks: dict[str, _Network]) -> _Images:
+def _ask(run: FinishedRun, networks: dict[str, _Network]) -> _Images:
     """Ask all networks about validation images of the classes that all of them know."""
     dataset, known = run.dataset, set.intersection(*(set(n.classes) for n in networks.values()))
     kept, labels, logits = [], [], {who: [] for who in networks}

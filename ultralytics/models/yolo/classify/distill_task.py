@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.data.distillation.wrapped import ReadableDataset
-from ultralytics.engine.distillation.criterion import KEY, Lesson
+from ultralytics.engine.distillation.criterion import LESSON, Lesson
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
@@ -61,6 +62,8 @@ class ClassificationTask(DistillationTask):
     teacher_class = ClassificationTeacher
     network_class = ClassificationModel
     score = TOP1
+    views_repeat = True
+    ignored = frozenset({"mixup", "cutmix"})  # and done here, see `prepare`
     charts = CHARTS
     refusals = (_mixes_too_often, _mixtures_do_not_repeat)
 
@@ -91,7 +94,7 @@ class ClassificationTask(DistillationTask):
         Raises:
             ValueError: If a loss needs labels, or validation has other classes than the teacher.
         """
-        if plan.args.distill_beta or plan.teacher.follows_student:
+        if plan.args.distill_beta or not plan.teacher.members:
             return plan, []
         teacher, data, split = plan.teacher.first, plan.data, Path(plan.data[plan.training.split])
         folders, measured = read_names(data["names"]), {x.name for x in split.iterdir() if x.is_dir()}
@@ -125,6 +128,13 @@ class ClassificationTask(DistillationTask):
             ]
         dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
+
+    def identify(self, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+        """Return the folder of a dataset, its files as they are now, and how they are augmented."""
+        root = Path(dataset.root)
+        files = [(os.path.relpath(file, root), os.stat(file)) for file, *_ in dataset.samples]
+        images = [(name, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for name, x in files]
+        return root, {"images": images, "transforms": str(dataset.torch_transforms)}
 
     def prepare(self, plan: Plan, batch: dict[str, Any], loaded: dict[str, Any]) -> Lesson:
         """Mix the images of a batch, and find those that show a class that the teacher knows."""
@@ -160,7 +170,7 @@ class ClassificationTask(DistillationTask):
     def blank_batch(self, images: Tensor, plan: Plan) -> dict[str, Any]:
         """Return a batch whose images are all of the first class, which the teacher knows."""
         every = torch.arange(len(images), device=images.device)
-        return {"img": images, "cls": 0 * every, KEY: Lesson(known=every)}
+        return {"img": images, "cls": 0 * every, LESSON: Lesson(known=every)}
 
     def compare(
         self,
@@ -174,14 +184,14 @@ class ClassificationTask(DistillationTask):
         """Return the losses between logits of shape (B, C), on the images and the classes that the teacher knows."""
         (logits, maps), labels, classes = answer, batch["cls"], plan.teacher.known_classes
         if classes is not None:
-            known = batch[KEY].known
+            known = batch[LESSON].known
             predictions, logits = predictions[known][:, classes], logits[known]
             labels = torch.searchsorted(classes, labels[known])
         return loss.losses(predictions, logits, features, maps, labels)
 
     def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
         """Measure each teacher on validation images, as one that is not better than guessing has nothing to teach."""
-        if plan.teacher.classes is None or plan.teacher.follows_student:
+        if plan.teacher.classes is None or not plan.teacher.members:
             return []
         logits, labels = plan.teacher.judge(dataset, CHECKED_IMAGES, batch)
         count = len(labels)
@@ -203,7 +213,7 @@ class ClassificationTask(DistillationTask):
 
     def report(self, run: FinishedRun) -> ReportPart:
         """Return accuracy by class, confusions, calibration, and images with attention."""
-        return report_classification(run)
+        return report_classification(self, run)
 
     def evaluate(self, metrics: Any) -> dict[str, float]:
         """Return top-1 and top-5 accuracy as fractions."""

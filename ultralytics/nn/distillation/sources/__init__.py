@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distillation.safe_load import is_torchscript, regular_file
-from ultralytics.nn.distillation.sources.base import Expected, Source, download
+from ultralytics.nn.distillation.sources.base import CLASSIFIER, Expected, Source, download
 from ultralytics.nn.distillation.sources.exported import open_onnx, open_torchscript
 from ultralytics.nn.distillation.sources.libraries import LIBRARIES
 from ultralytics.nn.distillation.sources.networks import open_module, open_ultralytics
-from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
-__all__ = ("Expected", "Source", "open_source")
+__all__ = ("CLASSIFIER", "Expected", "Source", "open_source")
 
 
 def open_source(teacher: Any, expected: Expected, imgsz: int | None = None, trusted: bool = False) -> Source:
-    """Open a teacher, on the CPU, with its content hashed and the convolutions of Ultralytics' networks fused.
+    """Open a teacher, on the CPU, and hash its content.
 
     Args:
         teacher (Any): An Ultralytics `.pt` or its official name, `torchvision:NAME[@FILE]`, `timm:NAME[@FILE]`, a
@@ -38,7 +37,7 @@ def open_source(teacher: Any, expected: Expected, imgsz: int | None = None, trus
     Raises:
         FileNotFoundError: If the file does not exist or cannot be downloaded.
         ImportError: If the source needs a library that is not installed.
-        TypeError: If it is not a trained classifier, or the file is damaged or not safe to load.
+        TypeError: If it is no trained network of the task, or the file is damaged or not safe to load.
         ValueError: If no teacher is given, or the library knows no such network.
     """
     if teacher is None:
@@ -48,15 +47,13 @@ def open_source(teacher: Any, expected: Expected, imgsz: int | None = None, trus
         )
     source = _open(teacher, expected, imgsz, trusted)
     source.content_hash = _hash_file(source.file) if source.file else _hash_weights(source.network)
-    if isinstance(source.network, BaseModel):
-        source.network = source.network.eval().fuse(verbose=False)
     return source
 
 
 def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool) -> Source:
     """Let the adapter of a teacher's source open it."""
     if isinstance(teacher, nn.Module):
-        return open_module(teacher)
+        return open_module(teacher, expected)
     library, _, rest = str(teacher).partition(":")
     if library == "module":
         raise ValueError(f"'teacher={teacher}' was a network given in Python: give it again, as 'teacher=network'.")
@@ -65,7 +62,7 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool) ->
         if at and not file:
             raise ValueError(f"'teacher={teacher}' names no file after '@'. Give one, or leave the '@' out.")
         return LIBRARIES[library](name, file, imgsz, trusted)
-    file = _find(teacher)
+    file = _find(teacher, expected)
     if Path(file).suffix.lower() == ".onnx":
         return open_onnx(file, teacher)
     if is_torchscript(file):
@@ -73,13 +70,13 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool) ->
     return open_ultralytics(file, teacher, trusted, expected)
 
 
-def _find(path: str | Path) -> str:
+def _find(path: str | Path, expected: Expected) -> str:
     """Return the path of a teacher's file, downloaded if it is an official one that is not there yet."""
     file = str(Path(check_model_file_from_stem(path)).expanduser()) if "://" not in str(path) else str(path)
     if Path(file).suffix.lower() in {".yaml", ".yml"}:
         raise TypeError(
             f"'teacher={path}' is a network description without trained weights. Train it first, e.g. "
-            f"'yolo classify train model={path}', and give its 'best.pt'."
+            f"'yolo {expected.task} train model={path}', and give its 'best.pt'."
         )
     for local in (Path(file), Path(SETTINGS["weights_dir"]) / file):
         if local.is_file():

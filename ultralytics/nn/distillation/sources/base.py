@@ -7,13 +7,15 @@ import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 from ultralytics.nn.distillation.class_names import read_names
+from ultralytics.nn.tasks import ClassificationModel
 
 __all__ = (
-    *("Expected", "Source", "UntrainedError"),
+    *("CLASSIFIER", "Expected", "Source", "UntrainedError"),
     *("download", "fixed_imgsz", "names_in", "names_of", "trained", "without_folders"),
 )
 
@@ -36,7 +38,16 @@ class Expected(NamedTuple):
     @property
     def noun(self) -> str:
         """What the task is called in a sentence, e.g. "classification"."""
-        return self.network_class.__name__.removesuffix("Model").lower()
+        noun = self.network_class.__name__.removesuffix("Model").lower()
+        return "rotated box" if noun == "obb" else noun
+
+    @property
+    def training(self) -> str:
+        """A command that trains such a network."""
+        return f"yolo {self.task} train model={Path(self.example).stem}.yaml"
+
+
+CLASSIFIER = Expected("classify", ClassificationModel, "yolo11l-cls.pt")  # what libraries and exported files hold
 
 
 @dataclass
@@ -45,7 +56,7 @@ class Source:
 
     Attributes:
         name (str): The teacher as args.yaml records it, files by absolute path.
-        network (nn.Module): Takes (B, channels, imgsz, imgsz) images, returns class logits or probabilities.
+        network (nn.Module): Takes (B, channels, imgsz, imgsz) images.
         names (list[str] | None): Class names by index.
         channels (int | None): Input channels.
         imgsz (int | None): The one image side in pixels that it takes; None if it takes any.
@@ -83,13 +94,13 @@ def download(get: Callable[[], Any], teacher: Any) -> Any:
         ) from e
 
 
-def trained(source: Source, teacher: Any) -> Source:
+def trained(source: Source, teacher: Any, expected: Expected = CLASSIFIER) -> Source:
     """Refuse a network that was never trained: only training moves BatchNorm statistics; without any, believe it."""
     norms = [m for m in source.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
     if norms and not any(m.running_mean.any() for m in norms):
         raise UntrainedError(
             f"'teacher={teacher}' has never been trained: its BatchNorm statistics are those of a new network. "
-            f"Train it first, e.g. 'yolo classify train model=yolo11l-cls.yaml', and give its 'best.pt'."
+            f"Train it first, e.g. '{expected.training}', and give its 'best.pt'."
         )
     return source
 

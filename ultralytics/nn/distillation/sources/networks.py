@@ -48,7 +48,7 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
 
             restore_qat(model, ckpt["modelopt"])
         source = Source(file, model.float(), names_of(model), model.yaml.get("channels", 3), file=file)
-        return trained(source, teacher)
+        return trained(source, teacher, expected)
     except NotImplementedError as e:
         raise TypeError(
             f"'teacher={teacher}' is {e}, but the teacher must be a {expected.noun} model, e.g. "
@@ -63,7 +63,7 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
         ) from e
 
 
-def open_module(module: nn.Module) -> Source:
+def open_module(module: nn.Module, expected: Expected) -> Source:
     """Open a network given in Python: a copy, as it will be frozen."""
     if isinstance(module, Model):  # YOLO(...)
         module = module.model
@@ -88,4 +88,5 @@ def open_module(module: nn.Module) -> Source:
             known.get("std", (1.0,)),
         ),
         f"module:{type(module).__name__}",
+        expected,
     )
