@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from ultralytics import YOLO
 from ultralytics.engine.distillation.compare import machine
+from ultralytics.engine.distillation.trainer import loop_precision
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
 from ultralytics.utils.torch_utils import select_device
 
@@ -45,7 +46,6 @@ from benchmarks.steps import (
     make_overrides,
     make_teacher,
     make_trainer,
-    precision,
     prepare,
     step,
 )
@@ -146,7 +146,7 @@ def measure_steps(
     inputs = {k: v.to(plain.device) if k in {"img", "cls"} else v for k, v in inputs.items()}
 
     def forward() -> None:
-        with precision(plain):
+        with loop_precision(plain):
             bare(inputs["img"])
 
     runs = {"teacher": forward}

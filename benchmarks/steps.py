@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ultralytics import YOLO
+from ultralytics.engine.distillation.trainer import loop_precision
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.utils.torch_utils import autocast
 
 from distill_train_example import write_image_folder
 
@@ -101,14 +100,9 @@ def prepare(trainer: ClassificationTrainer) -> ClassificationTrainer:
 def step(trainer: ClassificationTrainer, batch: dict[str, torch.Tensor], model: Callable) -> None:
     """Run one training step as upstream's loop does."""
     trainer.run_callbacks("on_train_batch_start")
-    with precision(trainer):
+    with loop_precision(trainer):
         loss, trainer.loss_items = model(trainer.preprocess_batch(dict(batch)))
         trainer.loss, trainer.tloss = loss.sum(), trainer.loss_items
     trainer.scaler.scale(trainer.loss).backward()
     trainer.optimizer_step()
     trainer.run_callbacks("on_train_batch_end")
-
-
-def precision(trainer: ClassificationTrainer) -> AbstractContextManager:
-    """Return the autocast of upstream's training loop."""
-    return autocast(torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp, device=trainer.device.type)

@@ -33,7 +33,7 @@ class DistillationTask:
         score (Score): How good a network is.
         views_repeat (bool): Whether an image can be augmented in the same way again, so that answers can be kept.
         ignored (Collection[str]): Training arguments that upstream's trainer takes and ignores.
-        charts (Sequence[str]): The names of the charts that its report adds.
+        charts (Sequence[str]): The names of the charts that its report adds; without any there is no report.
         refusals (Sequence[Callable[[Plan], Exception | None]]): What cannot be, besides what no task can; asked before
             a teacher is opened.
     """
@@ -150,9 +150,9 @@ class DistillationTask:
         """
         return []
 
-    def report(self, run: FinishedRun) -> ReportPart | None:
-        """Return what the task adds to the report of a run, None for no report."""
-        return None
+    def report(self, run: FinishedRun) -> ReportPart:
+        """Return what the task adds to the report of a run; asked of a task that has charts."""
+        raise NotImplementedError
 
     def evaluate(self, metrics: Any) -> dict[str, float]:
         """Return upstream's validation metrics as fractions by name, that of `score` among them."""

@@ -24,6 +24,7 @@ from ultralytics.engine.distillation.report.page import remove_report, write_rep
 from ultralytics.engine.distillation.run_files import sweep
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 from ultralytics.engine.distillation.undistilled import Undistilled
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.distillation.taps import FeatureLevel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, RANK, IterableSimpleNamespace
@@ -31,7 +32,7 @@ from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-__all__ = ("DistillationTrainer",)
+__all__ = ("DistillationTrainer", "loop_precision")
 
 
 class DistillationTrainer(GuardedTrainer):
@@ -191,7 +192,7 @@ class DistillationTrainer(GuardedTrainer):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         self.distiller.attach(student, self.ema.ema)
         loader = self.train_loader
-        self.distiller.begin_training(loader.dataset, loader.batch_size, self._precision(), bool(self.amp))
+        self.distiller.begin_training(loader.dataset, loader.batch_size, loop_precision(self), bool(self.amp))
         if self.distiller.cached is not None:
             for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
                 self.add_callback(event, lambda trainer, event=event: trainer.distiller.cached.lap(event))
@@ -292,10 +293,6 @@ class DistillationTrainer(GuardedTrainer):
         finally:
             self.model = student
 
-    def _precision(self) -> AbstractContextManager:
-        """Return the autocast of upstream's training loop."""
-        return autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type)
-
     def _strip(self, ckpt: dict[str, Any]) -> None:
         """Take out of a checkpoint what is ours: what the student trained for the losses alone, and arguments."""
         student = ckpt["ema"]
@@ -313,23 +310,21 @@ class DistillationTrainer(GuardedTrainer):
         )
         pull = {}
         if reported and RANK == -1:
-            with self._surviving("measure the losses' gradients"), self._precision():
+            with self._surviving("measure the losses' gradients"), loop_precision(self):
                 batches = (self.preprocess_batch(batch) for batch in islice(self.train_loader, 4))
                 pull = self.distiller.measure_pull(student, batches)
         self.distiller.release(student, average)
         super().final_eval()
         if reported:
             with self._surviving("write its report"):
-                self._report(pull)
+                dataset, loss, rows = self.test_loader.dataset, self.distiller.loss, self.read_results_csv()
+                run = FinishedRun(self.plan, self.save_dir, self.best, loss, dataset, self.device, rows, pull)
+                log([f"What the teacher did is in {write_report(self.task, run)}"])
 
-    def _report(self, pull: dict[str, float]) -> None:
-        """Write what the teacher did."""
-        dataset, loss = self.test_loader.dataset, self.distiller.loss
-        run = FinishedRun(
-            self.plan, self.save_dir, self.best, loss, dataset, self.device, self.read_results_csv(), pull
-        )
-        if file := write_report(self.task, run):
-            log([f"What the teacher did is in {file}"])
+
+def loop_precision(trainer: BaseTrainer) -> AbstractContextManager:
+    """Return the autocast of upstream's training loop."""
+    return autocast(torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp, device=trainer.device.type)
 
 
 def _without_ours(args: IterableSimpleNamespace) -> IterableSimpleNamespace:

@@ -23,7 +23,7 @@ from ultralytics.nn.distillation.sources.base import without_folders
 __all__ = ("remove_report", "write_report")
 
 
-def write_report(task: DistillationTask, run: FinishedRun) -> Path | None:
+def write_report(task: DistillationTask, run: FinishedRun) -> Path:
     """Write `distillation.html`, its figures as `distillation.json` and its charts beside it.
 
     Args:
@@ -31,15 +31,13 @@ def write_report(task: DistillationTask, run: FinishedRun) -> Path | None:
         run (FinishedRun): The run.
 
     Returns:
-        (Path | None): The HTML file; it needs no other. None where the task has no report.
+        (Path): The HTML file; it needs no other.
 
     Raises:
         OSError: If it cannot be written.
         ValueError: If the task finds nothing to measure.
     """
     part = task.report(run)
-    if part is None:
-        return None
     charts = {**part.charts, "losses": draw_losses(*read_losses(run))}
     with whole_files(run.folder) as folder:
         pictures = {name: _save(chart, folder / f"distillation_{name}.png") for name, chart in charts.items()}
