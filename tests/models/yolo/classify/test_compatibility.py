@@ -11,8 +11,9 @@ import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils import torch_utils
 from ultralytics.utils.benchmarks import ProfileModels
-from ultralytics.utils.torch_utils import is_qat, model_info_for_loggers, unwrap_model
+from ultralytics.utils.torch_utils import model_info_for_loggers, unwrap_model
 
 ROOT = Path(__file__).parents[4]
 
@@ -85,7 +86,7 @@ WORKS = {
     "mixup=0.5 cutmix=0.5": lambda run: (
         not same(weights(run.trainer.last), weights(train(without(run, "mixup", "cutmix")).last))
     ),
-    "quantize=8 feature_distill=False": lambda run: is_qat(run.trainer.model),
+    "quantize=8 feature_distill=False": lambda run: torch_utils.is_qat(run.trainer.model),
     "compile=True": lambda run: hasattr(run.trainer.model, "_orig_mod"),
 }
 REFUSED = {
