@@ -1,6 +1,7 @@
 """Where a teacher comes from: what each source reads, and what is refused and in which words."""
 
 import argparse
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from teachers import exported, seen
 from ultralytics import YOLO, settings
 from ultralytics.nn.distillation.classifier import ClassificationTeacher as Teacher
 from ultralytics.nn.distillation.classifier import TeacherEnsemble
+from ultralytics.nn.distillation.sources import Expected, open_source
+from ultralytics.nn.tasks import DetectionModel
 
 DIGITS = [str(i) for i in range(10)]
 
@@ -356,3 +359,29 @@ def test_a_yolo_object_teaches_as_its_file_does(teacher):
 
 def test_an_untrained_module_is_refused():
     refused(torchvision.models.resnet18(), TypeError, "module:ResNet", "never been trained")
+
+
+def test_what_is_known_of_a_checkpoint(teacher):
+    """The network is as it was saved: what a teacher makes of it is the teacher's."""
+    source = open_source(str(teacher))
+    assert (source.name, source.file) == (str(teacher), str(teacher))
+    assert source.content_hash == hashlib.sha256(teacher.read_bytes()).hexdigest()
+    assert (source.names, source.channels, source.has_features) == (DIGITS, 3, True)
+    assert hasattr(source.network.model[0], "bn")
+    assert not hasattr(Teacher(teacher).model.model[0], "bn")
+
+
+def test_a_task_says_which_networks_it_takes(teacher, tmp_path):
+    model = YOLO("yolo11n.yaml")
+    model.model.train()
+    model.model(torch.rand(2, 3, 64, 64))
+    model.save(tmp_path / "detector.pt")
+    detectors = Expected("detect", DetectionModel, "yolo11l.pt")
+    assert type(open_source(str(tmp_path / "detector.pt"), expected=detectors).network) is DetectionModel
+    with pytest.raises(TypeError, match="is a detect model, but the teacher must be a classification model"):
+        open_source(str(tmp_path / "detector.pt"))
+    with pytest.raises(TypeError, match=r"is a classify model, .* a detection model, e.g. 'teacher=yolo11l.pt'"):
+        open_source(str(teacher), expected=detectors)
+    YOLO("yolo11n.yaml").save(tmp_path / "new.pt")
+    with pytest.raises(TypeError, match=r"never been trained.*'yolo detect train model=yolo11l.yaml'"):
+        open_source(str(tmp_path / "new.pt"), expected=detectors)

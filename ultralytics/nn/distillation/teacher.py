@@ -77,7 +77,7 @@ class Teacher:
             ValueError: If no teacher is given, or the names are no list of names.
         """
         is_open = isinstance(source, Source)
-        opened = source if is_open else open_source(source, self.expected, imgsz, trusted)
+        opened = source if is_open else open_source(source, imgsz, trusted, self.expected)
         self.source = opened.name
         try:
             self.names = opened.names if names is None else read_names(names)

@@ -21,15 +21,17 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_as
 __all__ = ("CLASSIFIER", "Expected", "Source", "open_source")
 
 
-def open_source(teacher: Any, expected: Expected, imgsz: int | None = None, trusted: bool = False) -> Source:
+def open_source(
+    teacher: Any, imgsz: int | None = None, trusted: bool = False, expected: Expected = CLASSIFIER
+) -> Source:
     """Open a teacher, on the CPU, and hash its content.
 
     Args:
         teacher (Any): An Ultralytics `.pt` or its official name, `torchvision:NAME[@FILE]`, `timm:NAME[@FILE]`, a
             TorchScript or ONNX file, or an `nn.Module`.
-        expected (Expected): What kind of network an Ultralytics checkpoint has to hold; other sources give classifiers.
         imgsz (int, optional): Image side in pixels to build a network of fixed size for.
         trusted (bool): Let a file run code of its own.
+        expected (Expected): What kind of network an Ultralytics checkpoint has to hold; other sources give classifiers.
 
     Returns:
         (Source): The network and what is known about it.
