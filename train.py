@@ -1,10 +1,13 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
 """Train an Ultralytics image classifier, with or without a teacher, or both ways to compare them.
 
+A network that was trained on other classes becomes a teacher by `teacher_probe=True`, or by `probe` without training.
+
 Usage:
     python train.py model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py use_distillation=False model=yolo11n-cls.yaml data=path/to/dataset epochs=50
     python train.py resume=path/to/last.pt
+    python train.py probe teacher=timm:NAME data=path/to/dataset
     python train.py compare seeds=3 model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py    # the settings below: the digits and the teacher that distill_train_example.py has made
 
@@ -69,7 +72,7 @@ def train_with_distillation(settings: dict[str, Any]) -> DistillationClassificat
 
 
 def main(arguments: list[str]) -> ClassificationTrainer | None:
-    """Train, or compare, with the settings of this file and those of the command line."""
+    """Train, compare or fit a teacher's head, with the settings of this file and those of the command line."""
     use_distillation = True  # False trains the same student without a teacher
 
     if {"-h", "--help", "help"} & set(arguments):
@@ -77,8 +80,8 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
         for f in fields(DistillationArgs):
             print(f"    {f.name}={f.default}: {f.metadata['meaning']}")
         return None
-    comparing = arguments[:1] == ["compare"]
-    given = parse_arguments(arguments[comparing:], {"use_distillation": use_distillation})
+    command = arguments[0] if arguments[:1] in (["compare"], ["probe"]) else None
+    given = parse_arguments(arguments[command is not None :], {"use_distillation": use_distillation})
     use_distillation = given.pop("use_distillation", use_distillation)
     if given.get("resume"):
         settings = given  # the checkpoint holds the rest
@@ -92,8 +95,12 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
                 "'teacher=path/to/best.pt', or run 'python distill_train_example.py' once."
             )
     check_cuda()
-    if comparing:
+    if command == "compare":
         compare(DistillationClassificationTrainer, settings)
+        return None
+    if command == "probe":
+        settings = {"name": "probe", **settings, "teacher_probe": settings.get("teacher_probe") or True}
+        LOGGER.info(f"To be given as 'teacher={DistillationClassificationTrainer(overrides=settings).probe()}'")
         return None
     return train_with_distillation(settings) if use_distillation else train_normal(settings)
 

@@ -130,7 +130,10 @@ def test_one_value_serves_all_teachers_or_each_has_its_own():
         teacher=["a.pt", "b.pt"], teacher_imgsz=[32, None], teacher_names="n.yaml", teacher_mean=0.5
     )
     first, second = args.per_teacher()
-    assert first == {**{"source": "a.pt", "names": "n.yaml", "imgsz": 32, "mean": [0.5], "std": None, "trusted": False}}
+    assert first == {
+        **{"source": "a.pt", "names": "n.yaml", "imgsz": 32, "mean": [0.5], "std": None, "trusted": False},
+        "fused": True,
+    }
     assert (second["source"], second["names"], second["imgsz"]) == ("b.pt", "n.yaml", None)
     each = DistillationArgs(teacher=["a.pt", "b.pt"], teacher_imgsz=64, teacher_names=[["x", "y"], None]).per_teacher()
     assert [(x["names"], x["imgsz"]) for x in each] == [(["x", "y"], 64), (None, 64)]

@@ -21,7 +21,9 @@ IMAGES = {"images": [("0.png", 1)], "transforms": "crop"}
 
 @pytest.fixture
 def plan():
-    teacher = SimpleNamespace(source="a.pt", members=[SimpleNamespace(names=["x", "y"])], classes=[0, 1])
+    teacher = SimpleNamespace(
+        source="a.pt", members=[SimpleNamespace(names=["x", "y"], source="a.pt", backbone=None)], classes=[0, 1]
+    )
     return Plan(DistillationArgs(teacher="a.pt"), (), SimpleNamespace(amp="bf16"), teacher=teacher)
 
 

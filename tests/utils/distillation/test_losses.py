@@ -13,7 +13,7 @@ from ultralytics.utils.distillation import (
     response_loss,
     restore_logits,
 )
-from ultralytics.utils.distillation.features import pair_maps
+from ultralytics.utils.distillation.features import pair_maps, standardize
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -49,6 +49,12 @@ def numpy_same_size(s, t):
 def numpy_feature(ss, ts):
     pairs = [numpy_same_size(s, t) for s, t in zip(ss, ts, strict=True)]
     return np.mean([((s - t) ** 2).mean() for s, t in pairs])
+
+
+def numpy_standardized(t):
+    """Evaluate (t - mean) / deviation per channel, over images and positions."""
+    channels = [t[:, c] for c in range(t.shape[1])]
+    return np.stack([(x - x.mean()) / np.sqrt(((x - x.mean()) ** 2).mean()) for x in channels], axis=1)
 
 
 def numpy_attention(ss, ts):
@@ -150,7 +156,7 @@ def test_memory_formats_change_nothing(student_format, teacher_format):
     energies = [x.square().mean(1).flatten(1) for x in (s, t)]
     unit = [e / e.norm(dim=1, keepdim=True) for e in energies]
     expected = {
-        "feature_loss": nn.functional.mse_loss(adapter(s), t),
+        "feature_loss": nn.functional.mse_loss(adapter(s), standardize(t)),
         "attention_loss": (unit[0] - unit[1]).square().sum(1).mean(),
     }
     torch.testing.assert_close(items, {k: v.detach() for k, v in expected.items()})
@@ -159,6 +165,38 @@ def test_memory_formats_change_nothing(student_format, teacher_format):
     gradients = torch.autograd.grad(total, inputs)
     torch.testing.assert_close(gradients, torch.autograd.grad(reference, inputs), rtol=1e-4, atol=1e-5)
     assert gradients[0].is_contiguous(memory_format=student_format)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 40.0, 1e6])
+@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (32, 1280, 1, 1), (2, 3, 1, 1)])
+def test_standardized_maps_have_no_unit(shape, unit):
+    """Also of a map before its activation, of many channels at one position, and in units of any size."""
+    (t,) = maps(shape)
+    found = standardize(t * unit + 3 * unit)
+    np.testing.assert_allclose(found.numpy(), numpy_standardized(t.double().numpy()), rtol=1e-3, atol=1e-3)
+
+
+def test_a_channel_that_says_nothing_is_zero():
+    """Dead, constant, or constant but for rounding in half precision; one that fires once is no such channel."""
+    t = torch.zeros(8, 4, 2, 2)
+    t[:, 1], t[:, 2] = 7.0, 100 + 0.05 * torch.randn(8, 2, 2)  # bfloat16 rounds 100 to steps of 0.5
+    t[3, 3, 0, 0] = 1e-3
+    found = standardize(t)
+    assert found[:, :2].abs().max() == 0
+    assert found[:, 2].abs().max() < 2
+    assert found[3, 3, 0, 0].item() == pytest.approx(np.sqrt(31), rel=1e-4)
+    assert standardize(torch.full((1, 3, 1, 1), 5.0)).abs().max() == 0
+    assert standardize(torch.zeros(0, 3, 2, 2)).shape == (0, 3, 2, 2)
+
+
+@pytest.mark.parametrize(("method", "same"), [("mse", True), ("fitnets", False)])
+def test_the_unit_of_the_teachers_maps(method, same):
+    """`mse` has no unit, so its weight means the same for every teacher; `fitnets` has the teacher's."""
+    loss = DistillationLoss([6], [4], response_distill=False, attention_distill=False, feature_method=method)
+    (s,), (t,) = maps((3, 6, 8, 8)), maps((3, 4, 8, 8), seed=1)
+    logits = torch.zeros(3, 2)
+    values = [loss(logits, logits, [s], [unit * t])[0].item() for unit in (1, 40)]
+    assert (values[1] == pytest.approx(values[0], rel=1e-5)) == same
 
 
 def test_maps_are_compared_in_one_format():
@@ -273,7 +311,9 @@ def test_module_is_the_weighted_sum():
     ]
     expected = {
         "response_loss": numpy_response(*arrays((s, t)), 2.0),
-        "feature_loss": numpy_feature(adapted, arrays(ts)),
+        "feature_loss": np.mean(
+            [((a - numpy_standardized(b)) ** 2).mean() for a, b in map(numpy_same_size, adapted, arrays(ts))]
+        ),
         "attention_loss": numpy_attention(arrays(ss), arrays(ts)),
     }
     assert list(items) == list(expected)
@@ -353,7 +393,7 @@ def test_one_step_moves_the_student_as_the_formula_does():
         attention = (q_s - q_t).square().sum() / 4
         return (
             response
-            + loss.weights["feature_loss"] * (adapted - ts[0]).square().mean()
+            + loss.weights["feature_loss"] * (adapted - standardize(ts[0])).square().mean()
             + loss.weights["attention_loss"] * attention
         )
 

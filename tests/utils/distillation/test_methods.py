@@ -169,6 +169,7 @@ def numpy_cwd(s, t, tau=4.0):
 
 NUMPY_FEATURES = {
     "mse": (lambda s, t: ((s - t) ** 2).mean(), {}),
+    "fitnets": (lambda s, t: ((s - t) ** 2).mean(), {}),
     "attention": (numpy_attention, {}),
     "rkd": (numpy_rkd, {}),
     "rkd, distances alone": (lambda s, t: numpy_rkd(s, t, 2.0, 0.0), {"distance": 2, "angle": 0}),

@@ -44,6 +44,11 @@ class DistillationArgs:
     )
     teacher_weights: list | None = _parameter(values.SHARES, None, "Shares of several teachers; None = equal ones")
     teacher_trusted: bool = _parameter(values.BOOL, False, "Let the teacher's file run code of its own")
+    teacher_probe: bool | str = _parameter(
+        values.PROBE,
+        False,
+        "Fit the teacher a linear head for the dataset's classes, on its frozen features, before training",
+    )
     teacher_check: bool = _parameter(values.BOOL, True, "Measure the teacher on up to 512 validation images first")
     teacher_hash: str | list | None = _parameter(
         values.HASH,
@@ -157,6 +162,10 @@ class DistillationArgs:
             raise ValueError("'teacher=self' is the student's average. Leave out 'teacher_compile'.")
         if self.teacher == "self" and self.teacher_cache:
             raise ValueError("'teacher=self' learns, so its answers change. Leave out 'teacher_cache'.")
+        if self.teacher == "self" and self.teacher_probe:
+            raise ValueError("'teacher=self' knows the student's classes. Leave out 'teacher_probe'.")
+        if isinstance(self.teacher_probe, str) and count > 1:
+            raise ValueError(f"'teacher_probe={self.teacher_probe}' is one head, but there are {count} teachers.")
         if "self" in self.teachers and count > 1:
             raise ValueError("'teacher=self' teaches alone. Give it by itself, or a list of other teachers.")
         if self.teacher_weights is not None and len(self.teacher_weights) != count:
@@ -193,6 +202,7 @@ class DistillationArgs:
                 "mean": as_list(self.teacher_mean) or None,
                 "std": as_list(self.teacher_std) or None,
                 "trusted": self.teacher_trusted,
+                "fused": not self.teacher_probe,
             }
             for source, name, size in zip(self.teachers, names, sizes, strict=True)
         ]

@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {  # on what a teacher says of an image; any other argument cou
     *("distill_alpha", "distill_beta", "distill_schedule", "distill_warmup", "close_distill", "distill_balance"),
     *("self_distill_start", "feature_method", "feature_weight", "attention_weight"),
     # These have one, which `answers_key` sees: in content, source, classes, levels, or whether logits are compressed
-    *("teacher", "response_distill", "feature_distill", "attention_distill", "distill_layers"),
+    *("teacher", "teacher_probe", "response_distill", "feature_distill", "attention_distill", "distill_layers"),
     *("response_method", "temperature_end"),
 }
 
@@ -99,7 +99,7 @@ def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -
         arguments=arguments,
         # Two networks in Python may have the same weights and say different things
         answer=[_fingerprint(x) for x in tree_leaves((output, features))],
-        source=plan.teacher.source,
+        source=[member.backbone or member.source for member in plan.teacher.members],
         classes=[member.names for member in plan.teacher.members] + [plan.teacher.classes],
         levels=[str(level) for level in plan.teacher_levels],
         **images,

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from ultralytics.engine.distillation.answers import open_cache
 from ultralytics.engine.distillation.criterion import LESSON, DistillationCriterion, Lesson
-from ultralytics.engine.distillation.plan import Plan, log
+from ultralytics.engine.distillation.plan import Plan, log, tell
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.engine.distillation.training_step import TrainingStep
 from ultralytics.engine.distillation.undistilled import Undistilled
@@ -203,8 +203,7 @@ class Distiller(Undistilled):
     def judge(self, dataset: Dataset, batch: int) -> None:
         """Measure the teacher on validation images, and log it."""
         if self.plan.args.teacher_check:
-            for is_warning, sentence in self.task.judge(self.plan, dataset, batch):
-                LOGGER.warning(sentence) if is_warning else log([sentence])
+            tell(self.task.judge(self.plan, dataset, batch))
 
     def step(self, student: nn.Module) -> nn.Module:
         """Return a training step as a network of images, to measure what it takes in memory."""
@@ -258,7 +257,7 @@ class Distiller(Undistilled):
         args, training = self.plan.args, self.plan.training
         rows = [("", "model", "parameters", "GFLOPs")]
         networks = [
-            ("teacher", member.source, member.model, member.imgsz or self.plan.imgsz) for member in self.teacher.members
+            ("teacher", member.title, member.model, member.imgsz or self.plan.imgsz) for member in self.teacher.members
         ]
         for who, name, model, imgsz in [*networks, ("student", training.model, student, self.plan.imgsz)]:
             rows.append((who, without_folders(name), f"{get_num_params(model):,}", f"{get_flops(model, imgsz):.3f}"))

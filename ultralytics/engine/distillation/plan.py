@@ -15,7 +15,7 @@ from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.distillation.registry import choose
 
-__all__ = ("DISTILLATION_KEYS", "Plan", "Score", "log")
+__all__ = ("DISTILLATION_KEYS", "Plan", "Score", "log", "tell")
 
 DISTILLATION_KEYS = frozenset(f.name for f in fields(DistillationArgs))
 
@@ -92,6 +92,12 @@ class Plan:
     def teacher_levels(self) -> list[FeatureLevel]:
         """The teacher's feature maps that are compared."""
         return [teacher for _, teacher in self.levels]
+
+
+def tell(found: Collection[tuple[bool, str]]) -> None:
+    """Log what was found, each time whether it is a warning, and a sentence."""
+    for is_warning, sentence in found:
+        LOGGER.warning(sentence) if is_warning else log([sentence])
 
 
 def log(notes: Collection[str]) -> None:

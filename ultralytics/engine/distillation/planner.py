@@ -36,7 +36,10 @@ def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str
         )
     if ignored := [k for k, v in given.items() if k not in RESUMED and v != stored.get(k)]:
         LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
-    return {**stored, **{k: v for k, v in given.items() if k in RESUMED and v is not None}}
+    again = {k: v for k, v in given.items() if k in RESUMED and v is not None}
+    if stored.get("teacher_probe") and not isinstance(again.get("teacher", ""), str):  # a network given in Python
+        again["teacher_probe"] = stored["teacher"]  # is the one whose head the run has kept
+    return {**stored, **again}
 
 
 def make_plan(
@@ -86,6 +89,8 @@ def make_plan(
     plan = replace(plan, imgsz=check_imgsz(training.imgsz, stride=stride, floor=stride, max_dim=1))  # as upstream will
     if plan.args.baseline is not None:
         check_baseline(plan.args.baseline, names, plan.imgsz, task)
+    if plan.args.teacher_probe and plan.teaches:
+        task.grow_heads(plan)
     refuse(plan, TEACHER)
     plan.teacher.vet(plan.imgsz, channels)
     plan = replace(plan, args=replace(plan.args, teacher_hash=plan.teacher.content_hash))

@@ -58,6 +58,17 @@ class DistillationTask:
         """Return teachers as one that answers."""
         return Teachers(members)
 
+    def grow_heads(self, plan: Plan) -> None:
+        """Give the teachers heads for the dataset's classes, still without weights, as `teacher_probe` asks.
+
+        Raises:
+            ValueError: If the task has no classes of images, or a teacher no features.
+        """
+        raise ValueError(
+            f"'teacher_probe={plan.args.teacher_probe}' fits a head that names images, and the task '{self.name}' has "
+            f"none. Leave it out."
+        )
+
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
         """Refuse a dataset that cannot be trained on, in words that upstream lacks."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +19,9 @@ from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.engine.distillation.guarded import GuardedTrainer
-from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log
+from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log, tell
 from ultralytics.engine.distillation.planner import make_plan, resumed_arguments
+from ultralytics.engine.distillation.probe import VIEWS, probe_teachers
 from ultralytics.engine.distillation.report.page import remove_report, write_report
 from ultralytics.engine.distillation.run_files import sweep
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
@@ -27,7 +29,7 @@ from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.distillation.taps import FeatureLevel
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import DEFAULT_CFG, RANK, IterableSimpleNamespace
+from ultralytics.utils import DEFAULT_CFG, RANK, YAML, IterableSimpleNamespace
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.torch_utils import autocast, unwrap_model
@@ -182,8 +184,31 @@ class DistillationTrainer(GuardedTrainer):
             )
         super()._setup_ddp()
 
+    def fit_heads(self) -> None:
+        """Give each teacher that waits for one a head for the dataset's classes, and record what it then is."""
+        if not any(member.waits_for_head for member in self.plan.teacher.members):
+            return
+        folder = self.data["train"]
+        dataset = self.task.wrap_dataset(super().build_dataset(folder), self.plan, folder, training=False)
+        log(probe_teachers(self.task, self.plan, RepeatableViews(dataset, VIEWS), self.wdir, self.device))
+        found = {"teacher": self.plan.teacher.source, "teacher_hash": self.plan.teacher.content_hash}
+        self.plan = replace(self.plan, args=replace(self.plan.args, **found))
+        vars(self.args).update(found)
+        if RANK in {-1, 0}:
+            YAML.save(self.save_dir / "args.yaml", vars(self.args))
+
+    def probe(self) -> str | list[str]:
+        """Fit the teacher its head, measure it on validation images, and return its file, without any training."""
+        self.fit_heads()
+        folder = self.data[self.args.split]
+        dataset = self.task.wrap_dataset(super().build_dataset(folder, "val"), self.plan, folder, training=False)
+        self.plan.teacher.to(self.device)
+        tell(self.task.judge(self.plan, dataset, 64))
+        return self.plan.teacher.source
+
     def _setup_train(self):
         """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
+        self.fit_heads()
         super()._setup_train()
         if RANK in {-1, 0} and not self.resume:
             remove_report(self.task, self.save_dir)  # of an earlier run in this folder

@@ -122,3 +122,8 @@ def _is_imagenet(names: Sequence[str]) -> bool:
 def _imagenet() -> dict[str, Any]:
     """Return upstream's description of ImageNet: `names` by index, and `map` from identifiers in the same order."""
     return YAML.load(ROOT / "cfg/datasets/ImageNet.yaml")
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few names, for a sentence."""
+    return "(" + ", ".join(f"'{name}'" for name in names[:5]) + ", ..." * (len(names) > 5) + ")"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from ultralytics.data.distillation.wrapped import spaced_batches
-from ultralytics.nn.distillation.class_names import match_classes
+from ultralytics.nn.distillation.class_names import match_classes, some
 from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.probeable import ProbeableTeacher
 from ultralytics.nn.distillation.sources import CLASSIFIER
 from ultralytics.nn.distillation.taps import FeatureLevel
-from ultralytics.nn.distillation.teacher import Teacher
 from ultralytics.nn.distillation.teachers import Teachers
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils.distillation import average_logits
@@ -22,7 +22,7 @@ from ultralytics.utils.distillation import average_logits
 __all__ = ("ClassificationTeacher", "TeacherEnsemble")
 
 
-class ClassificationTeacher(Teacher):
+class ClassificationTeacher(ProbeableTeacher):
     """A trained classifier, frozen. Its answer to B images is (logits, features), the logits of shape (B, C)."""
 
     expected = CLASSIFIER
@@ -114,18 +114,19 @@ class TeacherEnsemble(Teachers):
         for member in self.members:
             if member.names is None:
                 raise ValueError(
-                    f"'teacher={member.source}' does not say which classes it knows. Name them by index with "
-                    f"'teacher_names', a list, a dict or a YAML file, e.g. 'teacher_names=ImageNet.yaml', or set "
-                    f"'response_distill=False' to learn from its feature maps alone."
+                    f"'teacher={member.source}' does not say which classes it knows. {_head_first(member)}"
+                    f"name them by index with 'teacher_names', a list, a dict or a YAML file, e.g. "
+                    f"'teacher_names=ImageNet.yaml', or set 'response_distill=False' to learn from its feature maps "
+                    f"alone."
                 )
             matches.append(match_classes(member.names, names))
         classes = [i for i in range(len(names)) if all(i in match for match in matches)]
         if len(classes) < min(2, len(names)):
             raise ValueError(
-                f"'teacher={self.source}' knows {len(classes)} of the dataset's {len(names)} classes {_some(names)}, "
-                f"and the response loss compares at least 2. It knows {_some(self.first.names)}. Give a teacher of "
-                f"these classes, rename its own with 'teacher_names', or set 'response_distill=False' to learn from "
-                f"its feature maps alone."
+                f"'teacher={self.source}' knows {len(classes)} of the dataset's {len(names)} classes {some(names)}, "
+                f"and the response loss compares at least 2. It knows {some(self.first.names)}. "
+                f"{_head_first(self.first)}give a teacher of these classes, rename its own with 'teacher_names', or "
+                f"set 'response_distill=False' to learn from its feature maps alone."
             )
         self.classes = classes
         notes = []
@@ -142,7 +143,7 @@ class TeacherEnsemble(Teachers):
             unknown = [name for i, name in enumerate(names) if i not in classes]
             notes.append(
                 f"The response loss compares the {len(classes)} of {len(names)} classes that the teacher knows, on "
-                f"their images only; unknown to it: {_some(unknown)}."
+                f"their images only; unknown to it: {some(unknown)}."
             )
         return notes
 
@@ -201,6 +202,8 @@ class TeacherEnsemble(Teachers):
         return average_logits(answers, self.weights[: len(answers)], self.temperature), features
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return the first few names, for a sentence."""
-    return "(" + ", ".join(f"'{name}'" for name in names[:5]) + ", ..." * (len(names) > 5) + ")"
+def _head_first(teacher: ClassificationTeacher) -> str:
+    """Return the beginning of a sentence of mends, the first of which only a network with features allows."""
+    if not teacher.has_features:
+        return "As it is an exported file, "
+    return "Run the same command with 'teacher_probe=True', which fits it a head for these classes; or "

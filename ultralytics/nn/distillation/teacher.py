@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.sources import Expected, Source, open_source
+from ultralytics.nn.distillation.sources.base import without_folders
 from ultralytics.nn.distillation.taps import FeatureLevel, FeatureTaps, find_levels
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import WINDOWS
@@ -44,12 +45,14 @@ class Teacher:
         imgsz (int | None): Side of the images it sees in pixels; None for the student's.
         has_features (bool): Whether feature maps can be read inside it.
         content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
+        backbone (str | None): The network whose features its head was fitted on, if one was, see `probe`.
         levels (Sequence[FeatureLevel]): The feature maps to return, none at first.
         pixels_at_once (float): Above so many pixels a batch is answered in pieces of two images or more; infinite at
             first, and where that gains nothing.
     """
 
     expected: ClassVar[Expected]
+    waits_for_head = False  # whether one is still to be fitted
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Teacher:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         trusted: bool = False,
+        fused: bool = True,
     ):
         """Open a teacher and freeze it, on the CPU.
 
@@ -69,6 +73,7 @@ class Teacher:
             mean (Sequence[float], optional): Mean that its images have subtracted; None for the source's own.
             std (Sequence[float], optional): Standard deviation that they are divided by; None for the source's own.
             trusted (bool): Let a file run code of its own.
+            fused (bool): Bring the network to the form that `fuse` gives, unless it is a Source's.
 
         Raises:
             FileNotFoundError: If a file does not exist or cannot be downloaded.
@@ -87,7 +92,8 @@ class Teacher:
         self.imgsz = imgsz or opened.imgsz
         self.has_features = opened.has_features
         self.content_hash = opened.content_hash
-        self.model = opened.network.eval() if is_open else self.fuse(opened.network.eval())
+        self.backbone = opened.backbone
+        self.model = opened.network.eval() if is_open or not fused else self.fuse(opened.network.eval())
         for parameter in self.model.parameters():  # a TorchScript module refuses requires_grad_ as a whole
             parameter.requires_grad_(False)
         self.levels: Sequence[FeatureLevel] = ()
@@ -101,6 +107,16 @@ class Teacher:
         self._compiled: nn.Module | None = None
         self._compiled_shape: tuple[int, ...] = ()
         self._in_graphs = False  # whether the compiled network answers in memory that its next call overwrites
+
+    @property
+    def title(self) -> str:
+        """What it is called where it is shown: files without their folders, a fitted head by what it sits on."""
+        return f"{without_folders(self.backbone)} + fitted head" if self.backbone else without_folders(self.source)
+
+    @property
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """The mean that its images have subtracted, and the standard deviation that they are divided by."""
+        return self._mean.flatten().tolist(), self._std.flatten().tolist()
 
     def fuse(self, network: nn.Module) -> nn.Module:
         """Return a network that was opened here in a form that answers faster, and the same but for rounding."""
@@ -128,6 +144,10 @@ class Teacher:
         Raises:
             ValueError: If it takes other images, or gives another answer.
         """
+        self.check_answer(self.first_answer(imgsz, channels))
+
+    def first_answer(self, imgsz: int, channels: int) -> Any:
+        """Return what it says of two random images, whatever that is; see `vet`."""
         if self.channels not in {None, channels}:
             raise ValueError(
                 f"'teacher={self.source}' takes images of {self.channels} channels, but the dataset's have {channels}. "
@@ -138,14 +158,13 @@ class Teacher:
         side = self._side = self.imgsz or imgsz
         images = torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
         try:
-            answer, _ = self(images)
+            return self(images)[0]
         except Exception as e:  # a foreign network may fail in any way
             raise ValueError(
                 f"'teacher={self.source}' cannot process a batch of 2 images of {channels}x{side}x{side} "
                 f"({type(e).__name__}: {' '.join(str(e).split())[:160]}). Set 'teacher_imgsz' to the size it was "
                 f"trained at."
             ) from e
-        self.check_answer(answer)
 
     def find_levels(self, imgsz: int, channels: int) -> dict[str, FeatureLevel]:
         """List the feature maps that can be read, see `taps.find_levels`; none in an exported file."""

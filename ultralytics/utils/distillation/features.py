@@ -19,7 +19,9 @@ from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import feature_method
 from ultralytics.utils.distillation.responses import correlation, unit
 
-__all__ = ("attention_loss", "feature_loss", "pair_maps")
+__all__ = ("attention_loss", "feature_loss", "pair_maps", "standardize")
+
+ROUNDING = 1e-3  # of half precision, relative to a number
 
 
 def pair_maps(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -112,6 +114,22 @@ def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[
     return torch.stack([mse(student, teacher) for student, teacher in pairs]).mean()
 
 
+def standardize(x: Tensor) -> Tensor:
+    """Return a map whose channels have mean 0 and standard deviation 1 over images and positions.
+
+    A channel that is constant, but for rounding in half precision, becomes 0.
+
+    Args:
+        x (Tensor): Map (B, c, h, w), at least float32.
+
+    Returns:
+        (Tensor): Map (B, c, h, w).
+    """
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    least = (variance + mean.square()) * ROUNDING**2
+    return (x - mean) * torch.maximum(variance, least).clamp_min(torch.finfo(x.dtype).tiny).rsqrt()
+
+
 def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
     """Return the squared distance between normalised spatial attention maps, averaged over images and levels.
 
@@ -140,9 +158,14 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
     return torch.stack([attention(student, teacher) for student, teacher in pairs]).mean()
 
 
-@feature_method("mse", weight=50.0, adapter=_adapter)
+@feature_method("fitnets", weight=50.0, adapter=_adapter)
+@feature_method("mse", weight=50.0, adapter=_adapter, standardize=True)
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared error of one level, see `feature_loss`. The weight was measured, see benchmarks."""
+    """Return the mean squared error of one level, see `feature_loss`.
+
+    As `mse` to the teacher's standardized map, so that its weight, which was measured (see benchmarks), means the same
+    for every teacher; as `fitnets` to the map as it is.
+    """
     return _MeanSquare.apply(student - teacher, (0, 1, 2, 3)).reshape(())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils.distillation.features import pair_maps
+from ultralytics.utils.distillation.features import pair_maps, standardize
 from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import Choice, choose
 from ultralytics.utils.distillation.weighting import weigh
@@ -190,6 +190,8 @@ class DistillationLoss(nn.Module):
         method, values = term.choice.method, []
         for i, level in enumerate(term.levels):
             student, teacher = pairs[level]
+            if method.standardize:
+                teacher = standardize(teacher)
             known = {"classify": self._classify[0]}
             if term.adapters:
                 adapter = self.adapters[term.adapters[i]]

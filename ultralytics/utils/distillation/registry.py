@@ -28,6 +28,7 @@ class Method:
         temperature (float | None): Its own softening temperature; None for that of the training.
         adapter (Callable | None): Makes a module from the student's and the teacher's channels.
         last (bool): Whether only the last feature level is compared.
+        standardize (bool): Whether it sees the teacher's maps standardized, see `features.standardize`.
         context (frozenset[str]): What the function wants to know besides the two answers.
         defaults (dict[str, Any]): Its hyper-parameters.
     """
@@ -38,6 +39,7 @@ class Method:
     temperature: float | None = None
     adapter: Callable[[int, int], nn.Module] | None = None
     last: bool = False
+    standardize: bool = False
     context: frozenset[str] = field(init=False)
     defaults: dict[str, Any] = field(init=False)
 
@@ -109,7 +111,12 @@ def response_method(
 
 
 def feature_method(
-    name: str, *, weight: float = 1.0, adapter: Callable[[int, int], nn.Module] | None = None, last: bool = False
+    name: str,
+    *,
+    weight: float = 1.0,
+    adapter: Callable[[int, int], nn.Module] | None = None,
+    last: bool = False,
+    standardize: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register a loss on feature maps, to be chosen as `feature_method=name`.
 
@@ -124,6 +131,8 @@ def feature_method(
             channels. It is applied to the student's map, or given to a function with a parameter named `adapter`. It
             has to be made of PyTorch's own modules, so that checkpoints open everywhere.
         last (bool): Compare the last level only.
+        standardize (bool): Give it the teacher's maps with mean 0 and standard deviation 1 per channel, so that a
+            weight means the same for every teacher.
 
     Returns:
         (Callable): A decorator that leaves the function as it is.
@@ -131,7 +140,7 @@ def feature_method(
     Raises:
         TypeError: If a hyper-parameter has no such default, or is named `weight`.
     """
-    return _register("feature_method", name, weight=weight, adapter=adapter, last=last)
+    return _register("feature_method", name, weight=weight, adapter=adapter, last=last, standardize=standardize)
 
 
 def methods(argument: str) -> dict[str, Method]:

@@ -12,13 +12,11 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
-from ultralytics.cfg.distillation import as_list
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.engine.distillation.report.charts import draw_losses
 from ultralytics.engine.distillation.report.run import read_losses
 from ultralytics.engine.distillation.run_files import whole_files
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
-from ultralytics.nn.distillation.sources.base import without_folders
 
 __all__ = ("remove_report", "write_report")
 
@@ -66,7 +64,7 @@ def remove_report(task: DistillationTask, folder: Path) -> None:
 def _arguments(plan: Plan) -> dict[str, Any]:
     """Return the distillation arguments in force that are set, as they are shown."""
     arguments = {f.name: getattr(plan.args, f.name) for f in fields(plan.args)}
-    arguments["teacher"] = ", ".join(without_folders(source) for source in as_list(plan.teacher.source))
+    arguments["teacher"] = ", ".join(x.title for x in plan.teacher.members) or plan.teacher.source
     return {k: v for k, v in arguments.items() if v is not None}
 
 

@@ -154,7 +154,7 @@ def _networks(task: DistillationTask, run: FinishedRun) -> dict[str, _Network]:
     if ensemble.members and ensemble.classes:
         sizes = [member.imgsz or imgsz for member in ensemble.members]
         modules = [member.model for member in ensemble.members]
-        source = ", ".join(without_folders(member.source) for member in ensemble.members)
+        source = ", ".join(member.title for member in ensemble.members)
         networks["teacher"] = _Network(source, lambda images: ensemble(images)[0], modules, sizes, ensemble.classes)
     names = read_names(run.plan.data["names"])
     if folder := run.plan.args.baseline or find_baseline(run.folder, names, imgsz, task):

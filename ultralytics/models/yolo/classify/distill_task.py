@@ -71,6 +71,27 @@ class ClassificationTask(DistillationTask):
         """Join teachers to one."""
         return TeacherEnsemble(members, plan.args.teacher_weights, plan.args.temperature)
 
+    def grow_heads(self, plan: Plan) -> None:
+        """Give each teacher that is not fitted to the dataset's classes yet a head for them.
+
+        Raises:
+            ValueError: If there are fewer than two classes, or a teacher has no features.
+        """
+        names, probe = read_names(plan.data["names"]), plan.args.teacher_probe
+        if len(names) < 2:
+            raise ValueError(
+                f"'teacher_probe={probe}' fits a head on labels, but 'data={plan.training.data}' has the one class "
+                f"'{names[0]}'. Put the training images into a folder for each class, or leave it out."
+            )
+        for member in plan.teacher.members:
+            if member.backbone and len(match_classes(member.names, names)) == len(names):
+                member.model = member.fuse(member.model)
+                continue
+            member.grow_head(names, plan.imgsz, plan.data["channels"])
+            if isinstance(probe, str):
+                member.take_head(probe)
+                member.become(probe)
+
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
         """Refuse a dataset without class folders, or without images to validate on.
 
@@ -94,7 +115,7 @@ class ClassificationTask(DistillationTask):
         Raises:
             ValueError: If a loss needs labels, or validation has other classes than the teacher.
         """
-        if plan.args.distill_beta or not plan.teacher.members:
+        if plan.args.distill_beta or plan.args.teacher_probe or not plan.teacher.members:
             return plan, []
         teacher, data, split = plan.teacher.first, plan.data, Path(plan.data[plan.training.split])
         folders, measured = read_names(data["names"]), {x.name for x in split.iterdir() if x.is_dir()}

@@ -18,7 +18,7 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
-__all__ = ("CLASSIFIER", "Expected", "Source", "open_source")
+__all__ = ("CLASSIFIER", "Expected", "Source", "hash_file", "open_source")
 
 
 def open_source(
@@ -48,7 +48,7 @@ def open_source(
             f"'teacher=runs/{expected.task}/train/weights/best.pt'."
         )
     source = _open(teacher, expected, imgsz, trusted)
-    source.content_hash = _hash_file(source.file) if source.file else _hash_weights(source.network)
+    source.content_hash = hash_file(source.file) if source.file else _hash_weights(source.network)
     return source
 
 
@@ -90,7 +90,7 @@ def _find(path: str | Path, expected: Expected) -> str:
     return regular_file(file, path)
 
 
-def _hash_file(file: str) -> str:
+def hash_file(file: str) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with open(file, "rb") as f:

@@ -65,6 +65,7 @@ class Source:
         has_features (bool): Whether feature maps can be read inside it.
         file (str | None): The file that it was read from.
         content_hash (str | None): SHA-256 of the file, or of the weights where there is none, in hexadecimal digits.
+        backbone (str | None): The network whose features its head was fitted on, if one was.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Source:
     has_features: bool = True
     file: str | None = None
     content_hash: str | None = None
+    backbone: str | None = None
 
 
 class UntrainedError(TypeError):

@@ -16,7 +16,7 @@ from ultralytics.nn.distillation.class_names import imagenet_names
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file, load_safetensors, regular_file
 from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
 
-__all__ = ("LIBRARIES",)
+__all__ = ("LIBRARIES", "build_network")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATE_KEYS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
@@ -40,9 +40,7 @@ def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool) ->
         )
 
     def build(num_classes: int, imgsz: int | None = None) -> nn.Module:
-        extra = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}  # they warn without
-        extra |= {"image_size": imgsz} if imgsz else {}
-        return library.get_model(name, weights=None, num_classes=num_classes, **extra)
+        return build_network("torchvision", name, imgsz, {"num_classes": num_classes})
 
     source = _open_weights(teacher, f"torchvision:{name}", file, build, imgsz, trusted)
     source.mean, source.std = IMAGENET_MEAN, IMAGENET_STD
@@ -86,6 +84,33 @@ LIBRARIES: dict[str, Callable[[str, str, int | None, bool], Source]] = {
     "torchvision": _open_torchvision,
     "timm": _open_timm,
 }
+
+
+def build_network(library: str, name: str, side: int | None, options: Mapping[str, Any]) -> nn.Module:
+    """Return a network of a library without weights.
+
+    Args:
+        library (str): "torchvision" or "timm".
+        name (str): Its name of the network.
+        side (int, optional): Image side in pixels, of a network that is built for one size.
+        options (Mapping[str, Any]): Further arguments of the library's constructor.
+
+    Raises:
+        ImportError: If the library is not installed.
+        ValueError: If it knows no such network.
+    """
+    if library == "timm":
+        import timm
+
+        _check_known(name.partition(".")[0], timm.list_models(), f"timm:{name}")
+        return timm.create_model(name, **options, **({"img_size": side} if side else {}))
+    import torchvision.models
+
+    _check_known(name, torchvision.models.list_models(module=torchvision.models), f"torchvision:{name}")
+    quiet = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}  # they warn without
+    return torchvision.models.get_model(
+        name, weights=None, **quiet, **options, **({"image_size": side} if side else {})
+    )
 
 
 def _open_weights(

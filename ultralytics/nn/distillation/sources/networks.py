@@ -12,6 +12,7 @@ from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.distillation.safe_load import check_modules, load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Expected, Source, UntrainedError, fixed_imgsz, names_of, trained
+from ultralytics.nn.distillation.sources.probed import PROBE, describe_probed, open_probed
 from ultralytics.nn.tasks import BaseModel, guess_model_task
 
 __all__ = ("open_module", "open_ultralytics")
@@ -25,6 +26,9 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
             f"training, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
         )
     ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
+    probe = ckpt.get(PROBE) if isinstance(ckpt, Mapping) else None
+    if isinstance(probe, Mapping) and "model" not in ckpt:
+        return open_probed(file, ckpt)
     try:
         model = (ckpt.get("ema") or ckpt.get("model")) if isinstance(ckpt, Mapping) else None
     except RuntimeError:  # a tensor is neither true nor false
@@ -48,7 +52,7 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
 
             restore_qat(model, ckpt["modelopt"])
         source = Source(file, model.float(), names_of(model), model.yaml.get("channels", 3), file=file)
-        return trained(source, teacher, expected)
+        return trained(describe_probed(source, probe) if probe else source, teacher, expected)
     except NotImplementedError as e:
         raise TypeError(
             f"'teacher={teacher}' is {e}, but the teacher must be a {expected.noun} model, e.g. "

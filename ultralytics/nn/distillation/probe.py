@@ -1,0 +1,177 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""A linear head on a network's frozen features: where it goes, and how it is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ("STRENGTHS", "FittedHead", "ProbedNetwork", "find_head", "fit_head", "put_head")
+
+STRENGTHS = tuple(10.0**k for k in range(-4, 1))  # of which one is chosen: scikit-learn's C, small is strongly regular
+FOLDS = 3
+MOST_STEPS = 500  # of the solver
+UNSEEN = 10.0  # by how much a class without images is less likely than any other, in logits
+
+
+class FittedHead(NamedTuple):
+    """A linear head.
+
+    Attributes:
+        weight (Tensor): Weights of shape (C, d), float32.
+        bias (Tensor): Biases of shape (C,), float32.
+        strength (float): scikit-learn's C, chosen by cross-validation.
+        accuracy (float | None): Fraction of the images held out that it then named correctly; None where each class has
+            too few images to hold any out.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+    accuracy: float | None
+
+
+class ProbedNetwork(nn.Module):
+    """A network whose answer is taken for features, with a linear head behind it."""
+
+    def __init__(self, network: nn.Module, features: int, classes: int):
+        """Put a head without weights behind a network."""
+        super().__init__()
+        self.network = network
+        self.head = _blank(features, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (B, classes)."""
+        return self.head(pooled(self.network(images)))
+
+
+def pooled(answer: Any) -> Tensor:
+    """Return features of shape (B, d): a network's answer, or its first part, averaged over positions or tokens.
+
+    Raises:
+        TypeError: If it is no tensor of 2 to 4 dimensions.
+    """
+    answer = answer[0] if isinstance(answer, (tuple, list)) and answer else getattr(answer, "logits", answer)
+    if not isinstance(answer, Tensor) or not 2 <= answer.ndim <= 4:
+        raise TypeError(f"an answer of type {type(answer).__name__} holds no features")
+    return answer.mean({2: (), 3: (1,), 4: (2, 3)}[answer.ndim]) if answer.ndim > 2 else answer
+
+
+def find_head(network: nn.Module, ask: Callable[[], Any]) -> tuple[str, int]:
+    """Find the linear layer that makes a network's answer.
+
+    Args:
+        network (nn.Module): The network.
+        ask (Callable): Lets it answer some images, and returns what it says.
+
+    Returns:
+        name (str): Dotted name of the layer; "" if no linear layer makes the answer, which is then features itself.
+        features (int): Width of its input, or of the answer.
+
+    Raises:
+        TypeError: If the answer holds no features.
+    """
+    seen: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        answer = ask()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, output in reversed(seen.items()):
+        is_like = isinstance(answer, Tensor) and output.ndim == 2 and output.shape == answer.shape
+        if is_like and (torch.equal(output, answer) or torch.allclose(output.softmax(1), answer)):
+            return name, network.get_submodule(name).in_features
+    return "", pooled(answer).shape[1]
+
+
+def put_head(network: nn.Module, name: str, features: int, classes: int) -> nn.Module:
+    """Return a network with a new head without weights, in the place that `find_head` found."""
+    if not name:
+        return ProbedNetwork(network, features, classes)
+    network.set_submodule(name, _blank(features, classes))
+    return network
+
+
+def _blank(features: int, classes: int) -> nn.Linear:
+    """Return a linear layer of zeros, which draws nothing from the random stream."""
+    layer = nn.utils.skip_init(nn.Linear, features, classes).requires_grad_(False)
+    layer.weight.zero_(), layer.bias.zero_()
+    return layer
+
+
+def fit_head(
+    features: np.ndarray,
+    labels: np.ndarray,
+    images: np.ndarray,
+    classes: int,
+    on_step: Callable[[], Any] = lambda: None,
+) -> FittedHead:
+    """Fit multinomial logistic regression on standardized features.
+
+    The strength of its L2 regularisation is the one of `STRENGTHS` with the least log-loss in cross-validation: each
+    third of a class's images is named by a head that was fitted on the others, all views of an image on one side.
+
+    Args:
+        features (np.ndarray): Features of shape (N, d).
+        labels (np.ndarray): Class indices of shape (N,).
+        images (np.ndarray): Which image each row is a view of, (N,).
+        classes (int): Number of classes, at least 2. One without images gets logits below all others.
+        on_step (Callable): Called after each strength that was tried.
+
+    Returns:
+        (FittedHead): The head, for features as they are.
+
+    Raises:
+        ValueError: If fewer than two classes have images.
+    """
+    # Not at import: only who fits a head waits for these
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import PredefinedSplit, cross_validate
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def regression(strength: float):
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MOST_STEPS))
+
+    features = np.asarray(features, np.float64)
+    folds = _folds(labels, images)
+    strength, accuracy = STRENGTHS[len(STRENGTHS) // 2], None
+    if (folds >= 0).any():
+        least = np.inf
+        for tried in STRENGTHS:
+            scores = cross_validate(
+                regression(tried), features, labels, cv=PredefinedSplit(folds), scoring=("neg_log_loss", "accuracy")
+            )
+            if (loss := -scores["test_neg_log_loss"].mean()) < least:
+                least, strength, accuracy = loss, tried, float(scores["test_accuracy"].mean())
+            on_step()
+    scaler, fitted = (step for _, step in regression(strength).fit(features, labels).steps)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) == 1:  # of two classes only the difference is fitted
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
+    every = np.zeros((classes, features.shape[1])), np.full(classes, (features @ weight.T + bias).min() - UNSEEN)
+    for whole, part in zip(every, (weight, bias), strict=True):
+        whole[fitted.classes_] = part
+    return FittedHead(*(torch.from_numpy(x).float() for x in every), strength, accuracy)
+
+
+def _folds(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return which part holds a row out, -1 for none: each class's images in turn, if it has one for each part."""
+    _, first, row = np.unique(images, return_index=True, return_inverse=True)
+    folds = np.full(len(first), -1)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels[first] == label)
+        if len(members) >= FOLDS:
+            folds[members] = np.arange(len(members)) % FOLDS
+    return folds[row]
