@@ -4,6 +4,7 @@
 Usage:
     python distill_train_example.py    # scikit-learn's digits, offline, a few minutes on two CPU cores
     python distill_train_example.py teacher=best.pt model=yolo11n-cls.yaml data=path/to/dataset epochs=50 imgsz=224
+    python distill_train_example.py teacher=timm:NAME teacher_probe=True data=path/to/dataset epochs=50 imgsz=224
 
 Any training or distillation argument can be given as key=value. `teacher` is any trained classifier, or a `.yaml` to
 train first, for `teacher_epochs` epochs. Students share seed, epochs and data.
@@ -62,11 +63,16 @@ def compare(settings: dict[str, Any]) -> Path:
     distillation, training = DistillationArgs.split(settings)
     is_trained = not str(teacher).endswith((".yaml", ".yml"))
     args = DistillationArgs(**distillation, teacher=teacher)  # refuses mistakes before hours of training
-    rows = [measure(args, training)] if is_trained and teacher != "self" else []
+    probes = is_trained and args.teacher_probe
+    rows = [measure(args, training)] if is_trained and teacher != "self" and not probes else []
     folder = runs_folder() / training.pop("project", "") / training.pop("name", "distill_example")
     folder = Path(increment_path(folder, exist_ok=training.pop("exist_ok", False)))
     training["project"] = str(folder)
 
+    if probes:
+        teacher = trainer_class(overrides={**training, **distillation, "teacher": teacher, "name": "teacher"}).probe()
+        del distillation["teacher_probe"]
+        rows.append(measure(DistillationArgs(**distillation, teacher=teacher), training))
     if not is_trained:
         rows.append(train_student(trainer_class, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]

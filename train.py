@@ -99,8 +99,8 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
         compare(DistillationClassificationTrainer, settings)
         return None
     if command == "probe":
-        settings = {"name": "probe", **settings, "teacher_probe": settings.get("teacher_probe") or True}
-        LOGGER.info(f"To be given as 'teacher={DistillationClassificationTrainer(overrides=settings).probe()}'")
+        trainer = DistillationClassificationTrainer(overrides={"name": "probe", **settings, "teacher_probe": True})
+        LOGGER.info(f"To be given as 'teacher={trainer.probe()}'")
         return None
     return train_with_distillation(settings) if use_distillation else train_normal(settings)
 

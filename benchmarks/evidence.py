@@ -26,6 +26,7 @@ from torchvision.transforms.v2.functional import affine, gaussian_blur
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data import ClassificationDataset
+from ultralytics.engine.distillation.compare import run_name
 from ultralytics.utils.distillation.metrics import calibration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -95,7 +96,7 @@ def evaluate_all(report: dict[str, Any], settings: dict[str, Any], training: dic
         measured["teacher"] = {"": measure(teacher, images, labels)}
     for variant, by_seed in report["top1"].items():
         for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
-            file = PROJECT / report["runs"] / f"{variant}_{seed}" / "weights" / "best.pt"
+            file = PROJECT / report["runs"] / run_name(variant, seed) / "weights" / "best.pt"
             measured[variant][seed] = measure(file, images, labels)
 
 

@@ -91,3 +91,17 @@ def weights(file):
 def same(a, b):
     """Tell whether two state dicts are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def stop_after(epoch):
+    """Return a callback that ends a run after an epoch, counted from 0."""
+
+    def callback(trainer):
+        if trainer.epoch == epoch:
+            raise Stopped
+
+    return callback

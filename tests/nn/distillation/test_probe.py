@@ -66,6 +66,14 @@ def test_a_class_without_images_is_less_likely_than_any_other():
     assert set(logits.argmax(1).tolist()) == {0, 2, 3}
 
 
+def test_a_rare_class_does_not_keep_the_others_from_being_held_out():
+    features, labels, index = clusters(spread=0.5)
+    kept = (labels != 2) | (index < 62)  # two images of the last class
+    head = fit_head(features[kept], labels[kept], index[kept], 3)
+    assert head.accuracy > 0.9
+    assert head.strength > STRENGTHS[0]
+
+
 @pytest.mark.parametrize(("few", "held_out"), [(FOLDS - 1, False), (FOLDS, True)])
 def test_classes_of_few_images_are_never_held_out(few, held_out):
     features, labels, index = clusters(images=few, views=1)

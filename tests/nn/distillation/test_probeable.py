@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
-from ultralytics.nn.distillation.sources.probed import PROBE
+from ultralytics.nn.distillation.sources import hash_file
+from ultralytics.nn.distillation.sources.probed import PROBE, Head, read_head
 from ultralytics.nn.tasks import ClassificationModel
 
 CLASSES = ["cat", "dog", "cow"]
@@ -31,7 +32,7 @@ def squeezenet(folder, teacher):
     return f"torchvision:squeezenet1_1@{folder / 'w.pth'}"
 
 
-def fitted(source, folder, imgsz=64):
+def fitted(source, folder, name="probe.pt", imgsz=64):
     """Return a teacher with a head of random weights, as it becomes."""
     given = source if isinstance(source, dict) else {"teacher": source}
     own = ClassificationTeacher(given["teacher"], imgsz=given.get("teacher_imgsz"), fused=False)
@@ -39,9 +40,10 @@ def fitted(source, folder, imgsz=64):
     assert own.waits_for_head
     own.vet(imgsz, 3)
     torch.manual_seed(1)
-    own.wear_head(torch.randn(own._linear.weight.shape), torch.randn(3))
-    own.save(folder / "probe.pt")
-    own.become(folder / "probe.pt")
+    own.wear_head(Head(own.layer, torch.randn(own.linear.weight.shape), torch.randn(3)))
+    file = folder / name
+    own.save(file)
+    own.become(file, hash_file(str(file)))
     assert not own.waits_for_head
     return own
 
@@ -69,7 +71,7 @@ def test_the_file_is_the_teacher(source, teacher, tmp_path):
     assert logits.shape == (4, 3)
     assert logits.std() > 0
     features = own.features(images)
-    torch.testing.assert_close(features @ own._linear.weight.T + own._linear.bias, expected)
+    torch.testing.assert_close(features @ own.linear.weight.T + own.linear.bias, expected)
     assert list(opened.find_levels(64, 3)) == list(own.find_levels(64, 3)) != []
     assert own.title == opened.title
     assert "fitted head" in own.title
@@ -88,13 +90,30 @@ def test_ultralytics_opens_it_as_its_own(teacher, tmp_path):
 def test_a_network_in_python_has_to_be_given_again(tmp_path):
     network = teachers.seen(Backbone())
     own = fitted(network, tmp_path)
-    with pytest.raises(TypeError, match=r"given in Python.*'teacher=network' with 'teacher_probe=.*probe.pt'"):
+    with pytest.raises(TypeError, match=r"given in Python.*'teacher=network' with 'teacher_probe=True'"):
         ClassificationTeacher(str(tmp_path / "probe.pt"))
     again = ClassificationTeacher(network, fused=False)
     again.grow_head(CLASSES, 64, 3)
-    again.take_head(tmp_path / "probe.pt")
+    again.wear_head(read_head(own.source))
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(again(images)[0], own(images)[0])
+
+
+def whole_squeezenet(folder, teacher):
+    return squeezenet(folder, teacher)
+
+
+@pytest.mark.parametrize(
+    "source", [teachers.ultralytics, teachers.torchvision_file, teachers.timm_safetensors, whole_squeezenet]
+)
+def test_a_fitted_teacher_can_be_fitted_for_other_classes(source, teacher, tmp_path):
+    """Its file is as whole as the first, and names the network that both sit on."""
+    first = fitted(source(tmp_path, teacher), tmp_path)
+    second = fitted(first.source, tmp_path, "second.pt")
+    opened = ClassificationTeacher(second.source)
+    assert opened.backbone == first.backbone
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(opened(images)[0], second(images)[0])
 
 
 def test_a_timm_network_that_timm_would_not_build_alike(tmp_path):
@@ -112,16 +131,16 @@ def test_a_head_of_something_else_is_refused(teacher, tmp_path):
     own = fitted(str(teacher), tmp_path)
     other = ClassificationTeacher(str(teacher), fused=False)
     other.grow_head(["a", "b"], 64, 3)
-    with pytest.raises(ValueError, match=r"knows the classes \('cat'.*dataset has \('a', 'b'\)"):
-        other.take_head(own.source)
     network = ClassificationTeacher(teachers.seen(Backbone()), fused=False)
     network.grow_head(CLASSES, 64, 3)
-    with pytest.raises(ValueError, match="another network"):
-        network.take_head(own.source)
+    for unlike in (other, network):
+        with pytest.raises(ValueError, match="does not fit"):
+            unlike.wear_head(read_head(own.source))
+        assert unlike.waits_for_head
     with pytest.raises(TypeError, match="holds no fitted head"):
-        network.take_head(teacher)
+        read_head(str(teacher))
     with pytest.raises(FileNotFoundError):
-        network.take_head(tmp_path / "none.pt")
+        read_head(str(tmp_path / "none.pt"))
 
 
 @pytest.mark.parametrize(
@@ -130,11 +149,14 @@ def test_a_head_of_something_else_is_refused(teacher, tmp_path):
         lambda known: known.pop("backbone"),
         lambda known: known.update(std=[0.0]),
         lambda known: known.update(imgsz="64"),
-        lambda known: known.update(features=7),
+        lambda known: known.update(weight=known["weight"][:, :7].clone()),
+        lambda known: known.update(std=[float("nan")]),
+        lambda known: known.update(side=1 << 20),
+        lambda known: known.update(names="http://127.0.0.1:9/names.yaml"),
         lambda known: known.update(network="timm:resnet19"),
         lambda known: known.pop("layer"),
     ],
-    ids=["backbone", "std", "imgsz", "features", "network", "layer"],
+    ids=["backbone", "std", "imgsz", "features", "nan", "side", "names", "network", "layer"],
 )
 def test_a_damaged_file_is_refused(spoil, teacher, tmp_path):
     fitted(teachers.timm_safetensors(tmp_path, teacher), tmp_path)
@@ -143,6 +165,19 @@ def test_a_damaged_file_is_refused(spoil, teacher, tmp_path):
     torch.save(content, tmp_path / "probe.pt")
     with pytest.raises(TypeError, match=r"damaged|does not fit|given in Python"):
         ClassificationTeacher(str(tmp_path / "probe.pt"))
+
+
+def test_a_file_cannot_ask_a_library_for_more_than_its_network(teacher, tmp_path, monkeypatch):
+    """E.g. for weights of somewhere else."""
+    fitted(teachers.timm_safetensors(tmp_path, teacher), tmp_path)
+    content = torch.load(tmp_path / "probe.pt", weights_only=True)
+    content[PROBE]["options"] = {"pretrained": True, "checkpoint_path": "x.pth", "aux_logits": "yes"}
+    torch.save(content, tmp_path / "probe.pt")
+    asked = []
+    build = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append(options) or build(name))
+    ClassificationTeacher(str(tmp_path / "probe.pt"))
+    assert asked == [{"aux_logits": True}]
 
 
 def test_an_exported_file_has_no_features(teacher, tmp_path):

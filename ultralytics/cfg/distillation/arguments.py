@@ -44,8 +44,8 @@ class DistillationArgs:
     )
     teacher_weights: list | None = _parameter(values.SHARES, None, "Shares of several teachers; None = equal ones")
     teacher_trusted: bool = _parameter(values.BOOL, False, "Let the teacher's file run code of its own")
-    teacher_probe: bool | str = _parameter(
-        values.PROBE,
+    teacher_probe: bool = _parameter(
+        values.BOOL,
         False,
         "Fit the teacher a linear head for the dataset's classes, on its frozen features, before training",
     )
@@ -164,8 +164,11 @@ class DistillationArgs:
             raise ValueError("'teacher=self' learns, so its answers change. Leave out 'teacher_cache'.")
         if self.teacher == "self" and self.teacher_probe:
             raise ValueError("'teacher=self' knows the student's classes. Leave out 'teacher_probe'.")
-        if isinstance(self.teacher_probe, str) and count > 1:
-            raise ValueError(f"'teacher_probe={self.teacher_probe}' is one head, but there are {count} teachers.")
+        if self.teacher_probe and self.teacher_names is not None:
+            raise ValueError(
+                "'teacher_probe=True' fits the teacher a head for the dataset's classes, so 'teacher_names' has no "
+                "effect. Leave out one of them."
+            )
         if "self" in self.teachers and count > 1:
             raise ValueError("'teacher=self' teaches alone. Give it by itself, or a list of other teachers.")
         if self.teacher_weights is not None and len(self.teacher_weights) != count:

@@ -92,12 +92,6 @@ SHARES = Kind(
     lambda v: v is None or (len(v) > 0 and all(0 < x < math.inf for x in v)),
 )
 CACHE = _choice("None, bool or str", "`ram` or True, `disk`, None or False", None, True, False, "ram", "disk")
-PROBE = Kind(
-    "bool, str or Path",
-    lambda v: isinstance(v, (bool, str, Path)),
-    "True, False, or the file of a head that was fitted before",
-    lambda v: str(v) != "",
-)
 COUNT = Kind("int", lambda v: type(v) is int, "1 or greater", lambda v: v >= 1)
 HASH = Kind(
     "None, str or a list of str",
@@ -157,8 +151,6 @@ def plain_value(value: Any) -> Any:
         return {k: plain_value(v) for k, v in value.items()}
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Path):
-        return str(value)
     return smart_value(value) if isinstance(value, str) else value
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from ultralytics.data.distillation.wrapped import WrappedDataset
 
-__all__ = ("RepeatableViews",)
+__all__ = ("RepeatableViews", "random_stream")
 
 _GENERATOR = np.random.MT19937(0)  # stands in for numpy's own while a view is drawn
 
@@ -45,12 +45,12 @@ class RepeatableViews(WrappedDataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Return an image's view of this epoch, with `index` and `view` that name it."""
         view = int(self.epoch) % self.views
-        with _random_stream(i, view):
+        with random_stream(i, view):
             return {**self.dataset[i], "index": i, "view": view}
 
 
 @contextmanager
-def _random_stream(*key: int) -> Iterator[None]:
+def random_stream(*key: int) -> Iterator[None]:
     """Draw from a stream that the key determines; afterwards the global streams go on where they were."""
     before = torch.get_rng_state(), np.random.get_bit_generator(), random.getstate()
     seed = np.random.SeedSequence(key).generate_state(3).tolist()

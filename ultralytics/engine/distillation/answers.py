@@ -18,7 +18,7 @@ from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.utils.distillation.registry import choose
 
-__all__ = ("answers_key", "open_cache")
+__all__ = ("answers_key", "fingerprint", "open_cache")
 
 WITHOUT_EFFECT = {  # on what a teacher says of an image; any other argument counts, so one that is new does
     *("teacher_trusted", "teacher_check", "teacher_cache", "teacher_compile", "teacher_overlap", "baseline"),
@@ -98,7 +98,7 @@ def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -
     return cache_key(
         arguments=arguments,
         # Two networks in Python may have the same weights and say different things
-        answer=[_fingerprint(x) for x in tree_leaves((output, features))],
+        answer=[fingerprint(x) for x in tree_leaves((output, features))],
         source=[member.backbone or member.source for member in plan.teacher.members],
         classes=[member.names for member in plan.teacher.members] + [plan.teacher.classes],
         levels=[str(level) for level in plan.teacher_levels],
@@ -108,7 +108,7 @@ def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -
     )
 
 
-def _fingerprint(x: Tensor) -> list[str]:
+def fingerprint(x: Tensor) -> list[str]:
     """Return what tells two answers apart, but for rounding."""
     return [f"{value:.2e}" for value in (x.float().norm(), x.float().mean())]
 

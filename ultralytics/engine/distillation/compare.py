@@ -32,7 +32,7 @@ from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import get_cpu_info
 
-__all__ = ("compare", "evaluate", "machine", "summarise", "table", "train_student", "train_students")
+__all__ = ("compare", "evaluate", "machine", "run_name", "summarise", "table", "train_student", "train_students")
 
 REPORT = "compare.json"
 
@@ -128,8 +128,7 @@ def train_students(
         _save(report, output)
         if seed not in report.setdefault(key, {}).setdefault(variant, {}):
             overrides = {**training, "seed": int(seed), **(variants[variant] or {})}
-            name = f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}"
-            row = train_student(trainer_class, overrides, name, lambda trainer: bar.update(1))
+            row = train_student(trainer_class, overrides, run_name(variant, seed), lambda trainer: bar.update(1))
             for what, value in ((key, 100 * row[key]), ("curves", row["curve"]), ("seconds", row["seconds"])):
                 if what != "seconds" or not np.isnan(value):
                     report.setdefault(what, {}).setdefault(variant, {})[seed] = value
@@ -137,6 +136,11 @@ def train_students(
             _save(report, output)
         bar.update(i * epochs - bar.n)  # epochs that were trained before, or stopped early
     bar.close()
+
+
+def run_name(variant: str, seed: str) -> str:
+    """Return the name of the folder in which a variant was trained with a seed."""
+    return f"{re.sub('[^A-Za-z0-9.]+', '_', variant)}_{seed}"
 
 
 def _save(report: dict[str, Any], output: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log
 from ultralytics.engine.distillation.report.baseline import check_baseline
 from ultralytics.engine.distillation.rules import ARGUMENTS, DATASET, NOTABLE, RESUMED, TEACHER, refuse
@@ -37,8 +37,10 @@ def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str
     if ignored := [k for k, v in given.items() if k not in RESUMED and v != stored.get(k)]:
         LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
     again = {k: v for k, v in given.items() if k in RESUMED and v is not None}
-    if stored.get("teacher_probe") and not isinstance(again.get("teacher", ""), str):  # a network given in Python
-        again["teacher_probe"] = stored["teacher"]  # is the one whose head the run has kept
+    if stored.get("teacher_probe") and not all(isinstance(x, str) for x in as_list(again.get("teacher"))):
+        again.setdefault(
+            "teacher_hash", None
+        )  # of a network in Python with its head, which it gets when training begins
     return {**stored, **again}
 
 
@@ -89,16 +91,16 @@ def make_plan(
     plan = replace(plan, imgsz=check_imgsz(training.imgsz, stride=stride, floor=stride, max_dim=1))  # as upstream will
     if plan.args.baseline is not None:
         check_baseline(plan.args.baseline, names, plan.imgsz, task)
-    if plan.args.teacher_probe and plan.teaches:
-        task.grow_heads(plan)
     refuse(plan, TEACHER)
+    if plan.args.teacher_probe:
+        task.grow_heads(plan)
     plan.teacher.vet(plan.imgsz, channels)
     plan = replace(plan, args=replace(plan.args, teacher_hash=plan.teacher.content_hash))
     if plan.args.uses_features:
         student_levels = find_levels(student, plan.imgsz, channels)
         levels = plan.teacher.find_levels(plan.imgsz, channels, student_levels)
         plan = _without_features(plan, levels)
-    if plan.args.response_distill:
+    if plan.args.response_distill or plan.args.teacher_probe:
         notes += plan.teacher.align(names)
     log(notes)
     if plan.args.uses_features and plan.teaches:

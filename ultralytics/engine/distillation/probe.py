@@ -6,19 +6,22 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 from ultralytics.data.distillation.views import RepeatableViews
+from ultralytics.engine.distillation.answers import fingerprint
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.engine.distillation.run_files import whole_files
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.cache import cache_key
-from ultralytics.nn.distillation.probe import STRENGTHS, fit_head
+from ultralytics.nn.distillation.probe import FOLDS, STRENGTHS, fit_head
 from ultralytics.nn.distillation.probeable import ProbeableTeacher
-from ultralytics.nn.distillation.sources.base import without_folders
+from ultralytics.nn.distillation.sources import hash_file
+from ultralytics.nn.distillation.sources.probed import Head, read_head
 from ultralytics.utils import RANK, TQDM
 
 __all__ = ("VIEWS", "probe_teachers")
@@ -48,23 +51,22 @@ def probe_teachers(
 
     Raises:
         OSError: If the file cannot be written.
-        ValueError: If fewer than two classes have images.
+        ValueError: If the run is resumed, and its head is not there.
     """
     notes = []
     for member in plan.teacher.members:
         if not member.waits_for_head:
             continue
-        file = None
+        told: list[Any] = [None]
         if RANK in {-1, 0}:
             file, note = _find_or_fit(task, plan, member, views, folder, device)
             notes.append(note)
-        if RANK != -1:  # the others read what the first has written
-            told = [file]
+            told = [(file, hash_file(str(file)), Head(member.layer, *map(torch.clone, member.linear.parameters())))]
+        if RANK != -1:  # the first of several processes tells the others
             dist.broadcast_object_list(told, 0)
-            file = told[0]
-            if RANK != 0:
-                member.take_head(file)
-                member.become(file)
+        file, content_hash, head = told[0]
+        member.wear_head(head)
+        member.become(file, content_hash)
     return notes
 
 
@@ -76,12 +78,15 @@ def _find_or_fit(
     folder: Path,
     device: torch.device,
 ) -> tuple[Path, str]:
-    """Return the file of a teacher's head, which it has from then on, and a sentence about it."""
+    """Give a teacher its head, and return the file of both and a sentence about it."""
     _, images = task.identify(views)
+    side, classes = member.imgsz or plan.imgsz, len(plan.data["names"])
+    example = torch.rand(2, plan.data["channels"], plan.imgsz, plan.imgsz, generator=torch.Generator().manual_seed(0))
     key = cache_key(
         teacher=member.content_hash,
-        source=member.source,
-        imgsz=member.imgsz or plan.imgsz,
+        # Two networks in Python may have the same weights and say different things
+        features=[member.layer, *fingerprint(member.features(example))],
+        imgsz=side,
         normalization=member.normalization,
         classes=plan.data["names"],
         views=VIEWS,
@@ -89,34 +94,37 @@ def _find_or_fit(
         **images,
     )
     file = folder / f"probe-{key[:16]}.pt"
-    shown = f"'{without_folders(member.source)}'"
-    earlier = [file, *sorted(folder.parent.parent.glob(f"*/{folder.name}/{file.name}"))]
-    for found in filter(Path.exists, earlier):
+    runs = folder.parent.parent
+    beside = [found for place in (runs, runs.parent) for found in sorted(place.glob(f"*/{folder.name}/{file.name}"))]
+    for found in filter(Path.exists, [file, *beside]):
         try:
-            member.take_head(found)
-        except (TypeError, ValueError):  # damaged, or of another release: fitted anew
+            member.wear_head(read_head(str(found), member.trusted))
+            if found != file:
+                with whole_files(folder, scratch=f".{file.name}.partial") as scratch:
+                    shutil.copyfile(found, scratch / file.name)
+        except (OSError, TypeError, ValueError):  # another user's, or damaged: fitted anew
             continue
-        if found != file:
-            with whole_files(folder, scratch=f".{file.name}.partial") as scratch:
-                shutil.copyfile(found, scratch / file.name)
-        member.become(file)
-        return file, f"The head that was fitted on {shown} before is taken from {found}."
+        return file, f"The head that was fitted on '{member.title}' before is taken from {found}."
+    if plan.resumed:
+        raise ValueError(
+            f"The head of 'teacher={member.source}' is not in '{folder}', or the training images or the teacher are "
+            f"others than when the run began. Put the file back, or start a new run."
+        )
     features, labels, index = _features(member.to(device), views, plan.training.workers, device)
     bar = TQDM(total=len(STRENGTHS), desc="Head of the teacher", unit="fit")
-    head = fit_head(features, labels, index, len(plan.data["names"]), lambda: bar.update(1))
+    head = fit_head(features, labels, index, classes, lambda: bar.update(1))
     bar.close()
     member.to(torch.device("cpu"))
-    member.wear_head(head.weight, head.bias)
+    member.wear_head(Head(member.layer, head.weight, head.bias))
     with whole_files(folder, scratch=f".{file.name}.partial") as scratch:
         member.save(scratch / file.name)
-    member.become(file)
-    count, held_out = len(np.unique(index)), ""
-    if head.accuracy is not None:
-        held_out = f", naming {head.accuracy:.1%} of those held out correctly"
+    count, found = len(np.unique(index)), len(np.unique(labels))
+    held_out = f", naming {head.accuracy:.1%} of those held out correctly" if head.accuracy is not None else ""
+    without = f" {classes - found} classes have no images, and it never names them." if found < classes else ""
     return file, (
-        f"A linear head for {len(plan.data['names'])} classes was fitted on {features.shape[1]:,} frozen features of "
-        f"{shown}, from {len(index) // count} views of {count:,} training images{held_out}. "
-        f"The teacher with it is {file}, to be given as 'teacher=' too."
+        f"A linear head for {classes} classes was fitted on {features.shape[1]:,} frozen features of '{member.title}', "
+        f"from {len(index) // count} views of {count:,} training images{held_out}.{without} The teacher with it is "
+        f"{file}, to be given as 'teacher=' too."
     )
 
 
@@ -124,18 +132,11 @@ def _features(
     teacher: ProbeableTeacher, views: RepeatableViews, workers: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a teacher's features of the training images, (N, d), their classes and which images they are, (N,)."""
-    count = min(len(views), MOST_ANSWERS)
-    # Evenly spaced, so of each class its part
-    chosen = torch.linspace(0, len(views) - 1, count).round().long().tolist()
-    passes = min(max(MOST_ANSWERS // count, 1), views.views)
-    loader = DataLoader(
-        Subset(views, chosen),
-        BATCH,
-        num_workers=min(workers, os.cpu_count() or 1),
-        generator=torch.Generator(),  # or it would draw from the random stream of plain training
-    )
+    chosen = _spread(np.array([label for _, label, *_ in views.samples]))
+    passes = min(max(MOST_ANSWERS // len(chosen), 1), views.views)
+    loader = DataLoader(Subset(views, chosen), BATCH, num_workers=min(workers, os.cpu_count() or 1))
     features, labels = [], []
-    bar = TQDM(total=count * passes, desc="Features of the teacher", unit="image")
+    bar = TQDM(total=len(chosen) * passes, desc="Features of the teacher", unit="image")
     for view in range(passes):
         views.epoch.fill_(view)
         for batch in loader:
@@ -144,3 +145,14 @@ def _features(
             bar.update(len(batch["img"]))
     bar.close()
     return torch.cat(features).numpy(), torch.cat(labels).numpy(), np.tile(chosen, passes)
+
+
+def _spread(labels: np.ndarray) -> list[int]:
+    """Return indices of `MOST_ANSWERS` images: of each class its part, evenly spaced, and of small ones a few."""
+    share = min(MOST_ANSWERS / len(labels), 1.0)
+    chosen = []
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        count = min(len(members), max(FOLDS, round(share * len(members))))
+        chosen += members[np.linspace(0, len(members) - 1, count).round().astype(int)].tolist()
+    return sorted(chosen)

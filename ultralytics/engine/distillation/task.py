@@ -65,8 +65,7 @@ class DistillationTask:
             ValueError: If the task has no classes of images, or a teacher no features.
         """
         raise ValueError(
-            f"'teacher_probe={plan.args.teacher_probe}' fits a head that names images, and the task '{self.name}' has "
-            f"none. Leave it out."
+            f"'teacher_probe=True' fits a head that names images, and the task '{self.name}' has none. Leave it out."
         )
 
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:

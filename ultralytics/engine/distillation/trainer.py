@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.data.distillation.views import RepeatableViews
+from ultralytics.data.distillation.views import RepeatableViews, random_stream
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.engine.distillation.guarded import GuardedTrainer
@@ -23,7 +23,7 @@ from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log, t
 from ultralytics.engine.distillation.planner import make_plan, resumed_arguments
 from ultralytics.engine.distillation.probe import VIEWS, probe_teachers
 from ultralytics.engine.distillation.report.page import remove_report, write_report
-from ultralytics.engine.distillation.run_files import sweep
+from ultralytics.engine.distillation.run_files import sweep, whole_files
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.engine.trainer import BaseTrainer
@@ -185,17 +185,23 @@ class DistillationTrainer(GuardedTrainer):
         super()._setup_ddp()
 
     def fit_heads(self) -> None:
-        """Give each teacher that waits for one a head for the dataset's classes, and record what it then is."""
+        """Give each teacher that waits for one a head for the dataset's classes, and record what it then is.
+
+        Raises:
+            ValueError: If the run is resumed and its head is not there, or is another.
+        """
         if not any(member.waits_for_head for member in self.plan.teacher.members):
             return
         folder = self.data["train"]
         dataset = self.task.wrap_dataset(super().build_dataset(folder), self.plan, folder, training=False)
-        log(probe_teachers(self.task, self.plan, RepeatableViews(dataset, VIEWS), self.wdir, self.device))
+        with random_stream(0):  # the students' is the same whether a head is fitted or found
+            log(probe_teachers(self.task, self.plan, RepeatableViews(dataset, VIEWS), self.wdir, self.device))
         found = {"teacher": self.plan.teacher.source, "teacher_hash": self.plan.teacher.content_hash}
         self.plan = replace(self.plan, args=replace(self.plan.args, **found))
         vars(self.args).update(found)
         if RANK in {-1, 0}:
-            YAML.save(self.save_dir / "args.yaml", vars(self.args))
+            with whole_files(self.save_dir) as scratch:
+                YAML.save(scratch / "args.yaml", vars(self.args))
 
     def probe(self) -> str | list[str]:
         """Fit the teacher its head, measure it on validation images, and return its file, without any training."""
@@ -208,7 +214,8 @@ class DistillationTrainer(GuardedTrainer):
 
     def _setup_train(self):
         """Prepare training, then attach distillation: after the EMA was copied from the student, never before."""
-        self.fit_heads()
+        if self.plan.teaches:
+            self.fit_heads()
         super()._setup_train()
         if RANK in {-1, 0} and not self.resume:
             remove_report(self.task, self.save_dir)  # of an earlier run in this folder

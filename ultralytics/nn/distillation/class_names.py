@@ -13,7 +13,7 @@ from typing import Any
 from ultralytics.utils import ROOT, YAML
 from ultralytics.utils.checks import check_yaml
 
-__all__ = ("imagenet_names", "match_classes", "read_names")
+__all__ = ("imagenet_names", "match_classes", "read_names", "some")
 
 
 def read_names(names: Any) -> list[str]:

@@ -114,7 +114,7 @@ class TeacherEnsemble(Teachers):
         for member in self.members:
             if member.names is None:
                 raise ValueError(
-                    f"'teacher={member.source}' does not say which classes it knows. {_head_first(member)}"
+                    f"'teacher={member.source}' does not say which classes it knows. {self._head_first(names)}"
                     f"name them by index with 'teacher_names', a list, a dict or a YAML file, e.g. "
                     f"'teacher_names=ImageNet.yaml', or set 'response_distill=False' to learn from its feature maps "
                     f"alone."
@@ -125,7 +125,7 @@ class TeacherEnsemble(Teachers):
             raise ValueError(
                 f"'teacher={self.source}' knows {len(classes)} of the dataset's {len(names)} classes {some(names)}, "
                 f"and the response loss compares at least 2. It knows {some(self.first.names)}. "
-                f"{_head_first(self.first)}give a teacher of these classes, rename its own with 'teacher_names', or "
+                f"{self._head_first(names)}give a teacher of these classes, rename its own with 'teacher_names', or "
                 f"set 'response_distill=False' to learn from its feature maps alone."
             )
         self.classes = classes
@@ -146,6 +146,12 @@ class TeacherEnsemble(Teachers):
                 f"their images only; unknown to it: {some(unknown)}."
             )
         return notes
+
+    def _head_first(self, names: Sequence[str]) -> str:
+        """Return the beginning of a sentence of mends, the first of which only networks with features allow."""
+        if len(names) < 2 or not all(member.has_features for member in self.members):
+            return "If there is nothing else, "
+        return "Run the same command with 'teacher_probe=True', which fits it a head for these classes; or "
 
     def judge(self, dataset: Dataset, limit: int | None = None, batch: int = 64) -> tuple[list[Tensor], Tensor]:
         """Answer images of a dataset, evenly spaced, as far as their classes are known.
@@ -200,10 +206,3 @@ class TeacherEnsemble(Teachers):
             return self.first(images, head=False)
         answers, features = self.answers(images)
         return average_logits(answers, self.weights[: len(answers)], self.temperature), features
-
-
-def _head_first(teacher: ClassificationTeacher) -> str:
-    """Return the beginning of a sentence of mends, the first of which only a network with features allows."""
-    if not teacher.has_features:
-        return "As it is an exported file, "
-    return "Run the same command with 'teacher_probe=True', which fits it a head for these classes; or "

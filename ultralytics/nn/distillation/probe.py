@@ -135,25 +135,30 @@ def fit_head(
     """
     # Not at import: only who fits a head waits for these
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import PredefinedSplit, cross_validate
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     def regression(strength: float):
         return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MOST_STEPS))
 
+    if len(np.unique(labels)) < 2:
+        raise ValueError("A head tells classes apart, but only one has training images.")
     features = np.asarray(features, np.float64)
     folds = _folds(labels, images)
-    strength, accuracy = STRENGTHS[len(STRENGTHS) // 2], None
-    if (folds >= 0).any():
-        least = np.inf
-        for tried in STRENGTHS:
-            scores = cross_validate(
-                regression(tried), features, labels, cv=PredefinedSplit(folds), scoring=("neg_log_loss", "accuracy")
-            )
-            if (loss := -scores["test_neg_log_loss"].mean()) < least:
-                least, strength, accuracy = loss, tried, float(scores["test_accuracy"].mean())
-            on_step()
+    strength, accuracy, least = STRENGTHS[len(STRENGTHS) // 2], None, np.inf
+    for tried in STRENGTHS:
+        said = []  # of each row that was held out: the probability of its class, and whether that is the largest
+        for fold in set(folds[folds >= 0]):
+            held_out = folds == fold
+            fitted = regression(tried).fit(features[~held_out], labels[~held_out])
+            own = np.searchsorted(fitted.classes_, labels[held_out])[:, None]
+            p = fitted.predict_proba(features[held_out])
+            said.append(np.stack([np.take_along_axis(p, own, 1)[:, 0], p.argmax(1) == own[:, 0]]))
+        if said:
+            probability, right = np.concatenate(said, 1)
+            if (loss := -np.log(probability.clip(1e-12)).mean()) < least:
+                least, strength, accuracy = loss, tried, float(right.mean())
+        on_step()
     scaler, fitted = (step for _, step in regression(strength).fit(features, labels).steps)
     weight, bias = fitted.coef_, fitted.intercept_
     if len(weight) == 1:  # of two classes only the difference is fitted

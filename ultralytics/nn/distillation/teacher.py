@@ -46,6 +46,8 @@ class Teacher:
         has_features (bool): Whether feature maps can be read inside it.
         content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
         backbone (str | None): The network whose features its head was fitted on, if one was, see `probe`.
+        recipe (Mapping[str, Any] | None): How a library builds the network, see `Source`.
+        trusted (bool): Whether its file may run code of its own.
         levels (Sequence[FeatureLevel]): The feature maps to return, none at first.
         pixels_at_once (float): Above so many pixels a batch is answered in pieces of two images or more; infinite at
             first, and where that gains nothing.
@@ -92,7 +94,7 @@ class Teacher:
         self.imgsz = imgsz or opened.imgsz
         self.has_features = opened.has_features
         self.content_hash = opened.content_hash
-        self.backbone = opened.backbone
+        self.backbone, self.recipe, self.trusted = opened.backbone, opened.recipe, trusted
         self.model = opened.network.eval() if is_open or not fused else self.fuse(opened.network.eval())
         for parameter in self.model.parameters():  # a TorchScript module refuses requires_grad_ as a whole
             parameter.requires_grad_(False)

@@ -21,7 +21,8 @@ from ultralytics.utils.distillation.responses import correlation, unit
 
 __all__ = ("attention_loss", "feature_loss", "pair_maps", "standardize")
 
-ROUNDING = 1e-3  # of half precision, relative to a number
+ROUNDING = 2**-8  # of bfloat16, relative to a number: a teacher's answers may come in it
+LEAST = 4  # values of a channel
 
 
 def pair_maps(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -117,7 +118,8 @@ def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[
 def standardize(x: Tensor) -> Tensor:
     """Return a map whose channels have mean 0 and standard deviation 1 over images and positions.
 
-    A channel that is constant, but for rounding in half precision, becomes 0.
+    A channel that varies by less than half precision can say becomes 0; so does every channel where there are fewer
+    than `LEAST` values, which say nothing of how it varies.
 
     Args:
         x (Tensor): Map (B, c, h, w), at least float32.
@@ -125,9 +127,11 @@ def standardize(x: Tensor) -> Tensor:
     Returns:
         (Tensor): Map (B, c, h, w).
     """
+    if x[:, 0].numel() < LEAST:
+        return torch.zeros_like(x)
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-    least = (variance + mean.square()) * ROUNDING**2
-    return (x - mean) * torch.maximum(variance, least).clamp_min(torch.finfo(x.dtype).tiny).rsqrt()
+    says = variance > (variance + mean.square()) * ROUNDING**2
+    return (x - mean) * torch.where(says, variance, torch.inf).rsqrt()
 
 
 def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
@@ -159,7 +163,7 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
 
 
 @feature_method("fitnets", weight=50.0, adapter=_adapter)
-@feature_method("mse", weight=50.0, adapter=_adapter, standardize=True)
+@feature_method("mse", weight=25.0, adapter=_adapter, standardize=True)
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean squared error of one level, see `feature_loss`.
 

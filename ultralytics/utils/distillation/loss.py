@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.utils.distillation.features import pair_maps, standardize
+from ultralytics.utils.distillation.features import LEAST, pair_maps, standardize
 from ultralytics.utils.distillation.logits import full_precision
 from ultralytics.utils.distillation.registry import Choice, choose
 from ultralytics.utils.distillation.weighting import weigh
@@ -192,6 +192,9 @@ class DistillationLoss(nn.Module):
             student, teacher = pairs[level]
             if method.standardize:
                 teacher = standardize(teacher)
+                if teacher[:, 0].numel() < LEAST:
+                    values.append(student.sum() * 0)
+                    continue
             known = {"classify": self._classify[0]}
             if term.adapters:
                 adapter = self.adapters[term.adapters[i]]

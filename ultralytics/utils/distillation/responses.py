@@ -19,7 +19,7 @@ from ultralytics.utils.distillation.registry import choose, response_method
 __all__ = ("dist", "dkd", "lskd", "mse", "nkd", "response_loss")
 
 
-@response_method("kl")
+@response_method("kl", weight=0.1)
 def response_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """Return the temperature-softened KL divergence from the student's to the teacher's class distribution.
 

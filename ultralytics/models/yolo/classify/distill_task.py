@@ -75,22 +75,19 @@ class ClassificationTask(DistillationTask):
         """Give each teacher that is not fitted to the dataset's classes yet a head for them.
 
         Raises:
-            ValueError: If there are fewer than two classes, or a teacher has no features.
+            ValueError: If fewer than two classes have images, or a teacher has no features.
         """
-        names, probe = read_names(plan.data["names"]), plan.args.teacher_probe
-        if len(names) < 2:
+        names, folder = read_names(plan.data["names"]), Path(plan.data["train"])
+        if sum(any(x.iterdir()) for x in folder.iterdir() if x.is_dir()) < 2 or len(names) < 2:
             raise ValueError(
-                f"'teacher_probe={probe}' fits a head on labels, but 'data={plan.training.data}' has the one class "
-                f"'{names[0]}'. Put the training images into a folder for each class, or leave it out."
+                f"'teacher_probe=True' fits a head on labels, but '{folder}' has images of fewer than two classes. Put "
+                f"them into a folder for each class, or leave it out."
             )
         for member in plan.teacher.members:
-            if member.backbone and len(match_classes(member.names, names)) == len(names):
+            if member.backbone and (plan.resumed or member.names == names):
                 member.model = member.fuse(member.model)
-                continue
-            member.grow_head(names, plan.imgsz, plan.data["channels"])
-            if isinstance(probe, str):
-                member.take_head(probe)
-                member.become(probe)
+            else:
+                member.grow_head(names, plan.imgsz, plan.data["channels"])
 
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
         """Refuse a dataset without class folders, or without images to validate on.

@@ -66,6 +66,8 @@ class Source:
         file (str | None): The file that it was read from.
         content_hash (str | None): SHA-256 of the file, or of the weights where there is none, in hexadecimal digits.
         backbone (str | None): The network whose features its head was fitted on, if one was.
+        recipe (Mapping[str, Any] | None): How a library builds the network without weights: its `network`, e.g.
+            "timm:resnet18", the `side` of its images if it is built for one, and `options` of its constructor.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Source:
     file: str | None = None
     content_hash: str | None = None
     backbone: str | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
 class UntrainedError(TypeError):

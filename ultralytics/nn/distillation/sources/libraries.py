@@ -16,9 +16,10 @@ from ultralytics.nn.distillation.class_names import imagenet_names
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file, load_safetensors, regular_file
 from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
 
-__all__ = ("LIBRARIES", "build_network")
+__all__ = ("LIBRARIES", "OPTIONS", "build_network", "timm_recipe")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPTIONS = ("transform_input", "aux_logits")  # of TorchVision's Inception networks, with and without weights
 STATE_KEYS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP, torch.compile and AveragedModel put before a name
 
@@ -35,15 +36,17 @@ def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool) ->
         download(lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True), teacher)
         network = library.get_model(name, weights=weights)
         preset = weights.transforms()
-        return Source(
-            teacher, network, imagenet_names(), 3, fixed_imgsz(network), tuple(preset.mean), tuple(preset.std)
-        )
+        mean, std = tuple(preset.mean), tuple(preset.std)
+        source = Source(teacher, network, imagenet_names(), 3, fixed_imgsz(network), mean, std)
+        source.recipe = _recipe(f"torchvision:{name}", network)
+        return source
 
     def build(num_classes: int, imgsz: int | None = None) -> nn.Module:
         return build_network("torchvision", name, imgsz, {"num_classes": num_classes})
 
     source = _open_weights(teacher, f"torchvision:{name}", file, build, imgsz, trusted)
     source.mean, source.std = IMAGENET_MEAN, IMAGENET_STD
+    source.recipe = _recipe(f"torchvision:{name}", source.network)
     return source
 
 
@@ -77,6 +80,7 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source
             source.names = timm.data.ImageNetInfo(subset).label_names()
     config = timm.data.resolve_model_data_config(source.network)
     source.channels, source.mean, source.std = config["input_size"][0], config["mean"], config["std"]
+    source.recipe = timm_recipe(source.network)
     return source
 
 
@@ -84,6 +88,18 @@ LIBRARIES: dict[str, Callable[[str, str, int | None, bool], Source]] = {
     "torchvision": _open_torchvision,
     "timm": _open_timm,
 }
+
+
+def timm_recipe(network: nn.Module) -> dict[str, Any] | None:
+    """Return how timm builds a network of its own, None for another."""
+    architecture = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
+    return architecture and _recipe(f"timm:{architecture}", network)
+
+
+def _recipe(name: str, network: nn.Module) -> dict[str, Any]:
+    """Return how a library builds a network, see `Source`."""
+    options = {key: getattr(network, key) for key in OPTIONS if hasattr(network, key)}
+    return {"network": name, "side": fixed_imgsz(network), "options": options}
 
 
 def build_network(library: str, name: str, side: int | None, options: Mapping[str, Any]) -> nn.Module:

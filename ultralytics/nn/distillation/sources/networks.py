@@ -12,6 +12,7 @@ from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.distillation.safe_load import check_modules, load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Expected, Source, UntrainedError, fixed_imgsz, names_of, trained
+from ultralytics.nn.distillation.sources.libraries import timm_recipe
 from ultralytics.nn.distillation.sources.probed import PROBE, describe_probed, open_probed
 from ultralytics.nn.tasks import BaseModel, guess_model_task
 
@@ -81,16 +82,8 @@ def open_module(module: nn.Module, expected: Expected) -> Source:
             f"'teacher=module:{type(module).__name__}' cannot be copied ({type(e).__name__}). Save its weights, and "
             f"load them into a new network."
         ) from e
-    return trained(
-        Source(
-            f"module:{type(module).__name__}",
-            network,
-            names_of(network),
-            network.yaml.get("channels", 3) if isinstance(network, BaseModel) else None,
-            fixed_imgsz(network),
-            known.get("mean", (0.0,)),
-            known.get("std", (1.0,)),
-        ),
-        f"module:{type(module).__name__}",
-        expected,
-    )
+    name, mean, std = f"module:{type(module).__name__}", known.get("mean", (0.0,)), known.get("std", (1.0,))
+    channels = network.yaml.get("channels", 3) if isinstance(network, BaseModel) else None
+    source = Source(name, network, names_of(network), channels, fixed_imgsz(network), mean, std)
+    source.recipe = timm_recipe(network)
+    return trained(source, name, expected)

@@ -4,62 +4,65 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from ultralytics import __version__
-from ultralytics.nn.distillation.class_names import read_names
-from ultralytics.nn.distillation.probe import ProbedNetwork, put_head
+from ultralytics.nn.distillation.probe import put_head
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file, regular_file
-from ultralytics.nn.distillation.sources.base import Source, fixed_imgsz, without_folders
-from ultralytics.nn.distillation.sources.libraries import LIBRARIES, build_network
+from ultralytics.nn.distillation.sources.base import Source, names_in, without_folders
+from ultralytics.nn.distillation.sources.libraries import LIBRARIES, OPTIONS, build_network
 from ultralytics.nn.tasks import BaseModel, guess_model_task
 
-__all__ = ("PROBE", "describe_probed", "open_probed", "read_probed", "save_probed")
+__all__ = ("PROBE", "Head", "describe_probed", "open_probed", "read_head", "save_probed")
 
 PROBE = "probe"  # the key of a file that says how its head was fitted
-OPTIONS = (
-    "transform_input",
-    "aux_logits",
-)  # of TorchVision's Inception networks, by which their weights come to differ
+MOST_PIXELS = 4096  # of a side that a file may ask for
 
 
-def save_probed(file: Path, source: Source, layer: str, features: int, in_python: bool = False) -> None:
+class Head(NamedTuple):
+    """A linear head of C classes on d features.
+
+    Attributes:
+        layer (str): Name of the layer in whose place it is, "" if it stands behind the network.
+        weight (Tensor): Weights of shape (C, d), float32.
+        bias (Tensor): Biases of shape (C,), float32.
+    """
+
+    layer: str
+    weight: Tensor
+    bias: Tensor
+
+
+def save_probed(file: Path, source: Source, head: Head) -> None:
     """Write a network with a fitted head, whole.
 
     An Ultralytics network is written as Ultralytics writes one, so `YOLO(file)` opens it. Others are written as
-    weights with the name of their library's network.
+    weights with the name of their library's network, if they have a recipe.
 
     Args:
         file (Path): The file.
-        source (Source): The network with its head, and what it was fitted with; its name is the backbone's.
-        layer (str): Name of the layer in whose place the head is, "" if it stands behind the network.
-        features (int): Width of its input.
-        in_python (bool): Say that it can only be opened with the network given again, whatever its library.
+        source (Source): The network with its head, and what it was fitted with.
+        head (Head): The head.
     """
     network, names = copy.deepcopy(source.network).cpu(), dict(enumerate(source.names))
-    known: dict[str, Any] = {"backbone": source.name, "imgsz": source.imgsz, "channels": source.channels}
+    known = {"backbone": source.backbone, "imgsz": source.imgsz, "channels": source.channels, "names": names}
     known |= {"mean": list(source.mean), "std": list(source.std)}
+    known |= {key: value.cpu() if isinstance(value, Tensor) else value for key, value in head._asdict().items()}
     if isinstance(network, BaseModel):
         network.names, network.yaml["nc"] = names, len(names)
         content = {"model": network, "train_args": {"task": guess_model_task(network)}, "version": __version__}
     else:
-        known |= {"layer": layer, "features": features}
-        inner = network.network if isinstance(network, ProbedNetwork) else network
-        known["side"] = fixed_imgsz(inner)
-        known["options"] = {key: getattr(inner, key) for key in OPTIONS if hasattr(inner, key)}
-        architecture = (getattr(inner, "pretrained_cfg", None) or {}).get("architecture")
-        known["network"] = f"timm:{architecture}" if architecture else source.name.partition("@")[0]
-        if in_python:
-            known["network"] = f"module:{type(inner).__name__}"
-        content = {"state_dict": network.state_dict(), "names": names}
+        content = {"state_dict": network.state_dict()}
+        known |= source.recipe or {"network": f"module:{type(network).__name__}"}
     torch.save({**content, PROBE: known}, file)
 
 
-def describe_probed(source: Source, known: Any) -> Source:
+def describe_probed(source: Source, known: Mapping[str, Any]) -> Source:
     """Return a source with what its file says of a fitted head.
 
     Raises:
@@ -68,8 +71,15 @@ def describe_probed(source: Source, known: Any) -> Source:
     try:
         source.backbone, source.imgsz, source.channels = (known[key] for key in ("backbone", "imgsz", "channels"))
         source.mean, source.std = (tuple(map(float, known[key])) for key in ("mean", "std"))
-        kinds = ((source.backbone, str), (source.imgsz, (int, type(None))), (source.channels, (int, type(None))))
-        if not all(isinstance(value, kind) for value, kind in kinds) or min(source.std) <= 0:
+        source.names = names_in(known)
+        sizes = [x for x in (source.imgsz, source.channels, known.get("side")) if x is not None]
+        if not (
+            isinstance(source.backbone, str)
+            and source.names
+            and all(type(x) is int and 0 < x <= MOST_PIXELS for x in sizes)
+            and all(map(math.isfinite, source.mean + source.std))
+            and min(source.std) > 0
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError) as e:
         raise TypeError(f"'teacher={source.name}' is damaged: what it says of its head is not complete.") from e
@@ -92,14 +102,16 @@ def open_probed(file: str, content: Mapping[str, Any]) -> Source:
     library, _, name = str(known.get("network")).partition(":")
     if library not in LIBRARIES:
         raise TypeError(
-            f"'teacher={file}' holds a network that was given in Python, {known.get('network')}, with a head. "
-            f"Give the network again, as 'teacher=network' with 'teacher_probe={file}'."
+            f"'teacher={file}' holds a network that was given in Python, {known.get('network')}, with a head. Give the "
+            f"network itself, as 'teacher=network' with 'teacher_probe=True': a run beside this one takes the head."
         )
     try:
-        network = build_network(library, name, known["side"], known["options"])
-        network = put_head(network, known["layer"], known["features"], len(content["names"]))
+        options = {key: bool(value) for key, value in known["options"].items() if key in OPTIONS}
+        source.recipe = {"network": f"{library}:{name}", "side": known["side"], "options": options}
+        head = _head(known)
+        network = put_head(build_network(library, name, known["side"], options), head.layer, *head.weight.shape[::-1])
         network.load_state_dict(content["state_dict"])
-        source.network, source.names = network, read_names(content["names"])
+        source.network = network
     except ImportError:
         raise
     except Exception as e:  # of another release of the library, or damaged
@@ -111,19 +123,30 @@ def open_probed(file: str, content: Mapping[str, Any]) -> Source:
     return source
 
 
-def read_probed(file: str) -> tuple[list[str], Mapping[str, Tensor]]:
-    """Return the classes and the weights in a file that `save_probed` has written.
+def read_head(file: str, trusted: bool = False) -> Head:
+    """Return the head in a file that `save_probed` has written; nothing else in it is looked at.
 
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If it is damaged, or was not written by `save_probed`.
     """
-    content = load_checkpoint_file(regular_file(file, file), file, ultralytics=True)
-    if not isinstance(content, Mapping) or PROBE not in content:
-        raise TypeError(
-            f"'teacher_probe={file}' holds no fitted head. Give the 'probe-....pt' of an earlier run, or True."
-        )
-    network = content.get("model")
-    if isinstance(network, BaseModel):
-        return read_names(network.names), network.state_dict()
-    return read_names(content["names"]), content["state_dict"]
+    content = load_checkpoint_file(regular_file(file, file), file, trusted, ultralytics=True)
+    try:
+        return _head(content[PROBE])
+    except (KeyError, TypeError, ValueError) as e:
+        raise TypeError(f"'{file}' holds no fitted head.") from e
+
+
+def _head(known: Mapping[str, Any]) -> Head:
+    """Return the head that a file describes.
+
+    Raises:
+        KeyError: If it has none.
+        ValueError: If it is none.
+    """
+    head = Head(known["layer"], known["weight"], known["bias"])
+    shapes = [(x.ndim, x.dtype, len(x)) for x in head[1:]]
+    classes = len(known["names"])
+    if not isinstance(head.layer, str) or shapes != [(2, torch.float32, classes), (1, torch.float32, classes)]:
+        raise ValueError("no linear head")
+    return head

