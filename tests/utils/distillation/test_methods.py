@@ -404,9 +404,9 @@ def test_several_methods_have_an_item_each_and_their_shares():
     losses = {"mse": 1.0, "rkd": {"weight": 0.5, "angle": 0}}
     loss = DistillationLoss([3], [4], response_method={"kl": 1, "dkd": {"weight": 2, "beta": 1}}, feature_method=losses)
     assert loss.weights == {
-        "response_kl_loss": 1.0,
+        "response_kl_loss": 0.1,
         "response_dkd_loss": 2.0,
-        "feature_mse_loss": 50.0,
+        "feature_mse_loss": 25.0,
         "feature_rkd_loss": 0.5,
         "attention_loss": 10.0,
     }
@@ -420,7 +420,7 @@ def test_several_methods_have_an_item_each_and_their_shares():
         call("response", "dkd", s, t, {"beta": 1}, **known).item(), rel=1e-6
     )
     given = DistillationLoss([3], [4], feature_method=losses, feature_weight=8, attention_weight=0)
-    assert given.weights == {"response_loss": 1.0, "feature_mse_loss": 8.0, "feature_rkd_loss": 4.0}
+    assert given.weights == {"response_loss": 0.1, "feature_mse_loss": 8.0, "feature_rkd_loss": 4.0}
 
 
 def test_levels_and_adapters_of_a_method():

@@ -35,5 +35,5 @@ def test_epochs_at_once():
 def test_the_losses_own_total_is_weighed_by_it():
     loss = DistillationLoss([3], [4], feature_weight=2.0, attention_weight=5.0)
     total, items = loss(torch.rand(2, 5), torch.rand(2, 5), [torch.rand(2, 3, 4, 4)], [torch.rand(2, 4, 4, 4)])
-    assert loss.weights == {"response_loss": 1.0, "feature_loss": 2.0, "attention_loss": 5.0}
+    assert loss.weights == {"response_loss": 0.1, "feature_loss": 2.0, "attention_loss": 5.0}
     assert total.item() == pytest.approx(sum(loss.weights[k] * v.item() for k, v in items.items()), rel=1e-6)

@@ -93,10 +93,10 @@ class DistillationArgs:
     feature_weight: float | None = _parameter(
         values.OPTIONAL_WEIGHT,
         None,
-        "Weight of the feature loss beside the response loss; None = the method's own, 50 for `mse`",
+        "Weight of the feature loss; None = the method's own, 25 for `mse`",
     )
     attention_weight: float | None = _parameter(
-        values.OPTIONAL_WEIGHT, None, "Weight of the attention loss beside the response loss; None = 10"
+        values.OPTIONAL_WEIGHT, None, "Weight of the attention loss; None = 10"
     )
     distill_balance: str | None = _parameter(
         values.BALANCE, None, "`auto` scales the losses until their gradients pull equally; weights then default to 1"

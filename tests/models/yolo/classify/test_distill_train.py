@@ -68,7 +68,7 @@ def test_the_start_shows_networks_levels_and_weights(finished):
     assert all(0 < float(line[3]) < 1 for line in lines[2:4])
     assert lines[4] == ["stride", "8", "student", "4", "128x4x4", "teacher", "4", "256x4x4"]
     assert lines[6] == ["stride", "32", "student", "9", "256x1x1", "teacher", "9", "512x1x1"]
-    weights = "0.3 x label + 0.7 x (response (temperature 4) + 50 x feature + 10 x attention)"
+    weights = "0.3 x label + 0.7 x (0.1 x response (temperature 4) + 25 x feature + 10 x attention)"
     assert seen["said"][7].strip() == f"loss  {weights}"
 
 
