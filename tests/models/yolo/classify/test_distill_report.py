@@ -106,7 +106,7 @@ def test_weighted_losses(reported):
     raw, weighted = losses_of(reported)
     with reported.csv.open() as file:
         written = list(csv.DictReader(file))
-    for name, weight in {"loss": 0.3, "response_loss": 0.7, "feature_loss": 0.7 * 50, "attention_loss": 7}.items():
+    for name, weight in {"loss": 0.3, "response_loss": 0.07, "feature_loss": 17.5, "attention_loss": 7}.items():
         values = [float(row[f"train/{name}"]) for row in written]
         assert raw[name] == pytest.approx(values)
         assert weighted[name] == pytest.approx([weight * v for v in values])
