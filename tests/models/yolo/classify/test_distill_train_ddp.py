@@ -1,5 +1,6 @@
 """Several processes, on the CPU with gloo: one run, whose weights are the same in each."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from gloo import GlooTrainer, GradientTrainer, note_epoch
-from helpers import DISTILLATION_LOSSES, same
+from helpers import DISTILLATION_LOSSES, same, write_digits
 from ultralytics import YOLO
+from ultralytics.utils import YAML
 from ultralytics.utils.dist import find_free_network_port
 
 pytestmark = pytest.mark.slow
@@ -148,3 +150,13 @@ def test_several_processes_need_a_device_each(settings):
     )
     assert run.returncode == 1
     assert "2 processes cannot train on 'device=cpu'" in run.stderr.splitlines()[-1]
+
+
+def test_the_first_process_fits_a_head_and_tells_the_other(settings, tmp_path):
+    data = write_digits(tmp_path / "others", names=[f"digit {c}" for c in range(10)])
+    launch("GlooTrainer", {**settings, "data": str(data), "teacher_probe": True, "epochs": 1})
+    first, second = reports(settings)
+    assert same(parameters(first["weights"]), parameters(second["weights"]))
+    (file,) = Path(settings["project"]).glob("*/weights/probe-*.pt")
+    assert first["teacher"] == second["teacher"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert YAML.load(file.parents[1] / "args.yaml")["teacher"] == str(file)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights, write_digits
+from teachers import seen
+from torch import nn
 from torch.nn import functional as F
 from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
@@ -373,3 +375,38 @@ def test_a_temperature_without_an_effect_is_named(overrides, monkeypatch):
     said.clear()
     DistillationClassificationTrainer(overrides={**overrides, "response_method": "nkd"})
     assert not any("has no effect" in line for line in said)
+
+
+class InAnyUnit(nn.Module):
+    """A network whose maps come in a unit, which its head undoes."""
+
+    def __init__(self, unit):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 8, 8), nn.BatchNorm2d(12), nn.ReLU())
+        self.maps, self.classifier = nn.Conv2d(12, 20, 3, 2, 1), nn.Linear(20, 10)
+        self.names = [str(c) for c in range(10)]
+        with torch.no_grad():
+            for weight, factor in (
+                (self.maps.weight, unit),
+                (self.maps.bias, unit),
+                (self.classifier.weight, 1 / unit),
+            ):
+                weight *= factor
+
+    def forward(self, x):
+        return self.classifier(self.maps(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("method", "alike"), [("mse", True), ("fitnets", False)])
+def test_the_unit_of_a_teachers_maps_changes_nothing(method, alike, overrides):
+    """To rounding: standardised, a teacher of 40 times as large maps is the same teacher."""
+    states, losses = [], []
+    for unit in (1, 40):
+        given = {"teacher": seen(InAnyUnit(unit), 32), "feature_method": method, "distill_layers": [[6], ["maps"]]}
+        trainer = train({**overrides, **given, "lr0": 1e-4, "fraction": 0.5})
+        states.append(torch.cat([v.flatten().float() for v in weights(trainer.last).values()]))
+        losses.append([float(rows(trainer)[0][f"train/{name}"]) for name in DISTILLATION_LOSSES])
+    difference = (states[0] - states[1]).norm() / states[0].norm()
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-3)) == alike
+    assert (difference < 1e-4) == alike
