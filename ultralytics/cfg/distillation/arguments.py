@@ -95,9 +95,7 @@ class DistillationArgs:
         None,
         "Weight of the feature loss; None = the method's own, 25 for `mse`",
     )
-    attention_weight: float | None = _parameter(
-        values.OPTIONAL_WEIGHT, None, "Weight of the attention loss; None = 10"
-    )
+    attention_weight: float | None = _parameter(values.OPTIONAL_WEIGHT, None, "Weight of the attention loss; None = 10")
     distill_balance: str | None = _parameter(
         values.BALANCE, None, "`auto` scales the losses until their gradients pull equally; weights then default to 1"
     )
