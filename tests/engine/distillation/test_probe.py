@@ -98,6 +98,7 @@ def test_a_run_fits_a_head_and_is_the_run_with_the_fitted_teacher(settings, fits
     assert len(fits) == 1
 
 
+@pytest.mark.oldest
 def test_the_student_is_the_same_whether_a_head_is_fitted_or_found(settings, teacher, fits, tmp_path):
     """Whatever opening and building networks of a library draw."""
     settings |= {"teacher": teachers.timm_safetensors(tmp_path, teacher), "epochs": 1, "fraction": 0.3}
