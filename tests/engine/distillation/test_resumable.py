@@ -7,25 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import plain, rows, same, train, weights
+from helpers import Stopped, plain, rows, same, stop_after, train, weights
 from ultralytics.engine.distillation import run_files
 from ultralytics.engine.distillation.resumable import ResumableTrainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 from ultralytics.utils import LOGGER
-
-
-class Stopped(Exception):
-    """Stands for whatever ends a run early."""
-
-
-def stop_after(epoch):
-    def on_fit_epoch_end(trainer):
-        if trainer.epoch == epoch:
-            raise Stopped
-
-    return on_fit_epoch_end
 
 
 def figures(trainer):

@@ -99,12 +99,8 @@ def test_a_network_in_python_has_to_be_given_again(tmp_path):
     assert torch.equal(again(images)[0], own(images)[0])
 
 
-def whole_squeezenet(folder, teacher):
-    return squeezenet(folder, teacher)
-
-
 @pytest.mark.parametrize(
-    "source", [teachers.ultralytics, teachers.torchvision_file, teachers.timm_safetensors, whole_squeezenet]
+    "source", [teachers.ultralytics, teachers.torchvision_file, teachers.timm_safetensors, squeezenet]
 )
 def test_a_fitted_teacher_can_be_fitted_for_other_classes(source, teacher, tmp_path):
     """Its file is as whole as the first, and names the network that both sit on."""

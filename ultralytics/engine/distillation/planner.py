@@ -38,9 +38,8 @@ def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str
         LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
     again = {k: v for k, v in given.items() if k in RESUMED and v is not None}
     if stored.get("teacher_probe") and not all(isinstance(x, str) for x in as_list(again.get("teacher"))):
-        again.setdefault(
-            "teacher_hash", None
-        )  # of a network in Python with its head, which it gets when training begins
+        # What was recorded is the hash of the file with the head, which a network in Python is yet to get
+        again.setdefault("teacher_hash", None)
     return {**stored, **again}
 
 

@@ -188,7 +188,7 @@ class DistillationTrainer(GuardedTrainer):
         """Give each teacher that waits for one a head for the dataset's classes, and record what it then is.
 
         Raises:
-            ValueError: If the run is resumed and its head is not there, or is another.
+            ValueError: If the run is resumed and its head is not there.
         """
         if not any(member.waits_for_head for member in self.plan.teacher.members):
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights
+from helpers import DISTILLATION_LOSSES, Stopped, plain, rows, same, stop_after, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
@@ -19,18 +19,6 @@ from ultralytics.nn.distillation.overlap import SideStream, SideThread, at_once
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.callbacks import get_default_callbacks
-
-
-class Stopped(Exception):
-    """Stands for whatever ends a run early."""
-
-
-def stop_after(epoch):
-    def on_model_save(trainer):
-        if trainer.epoch == epoch:
-            raise Stopped
-
-    return on_model_save
 
 
 @pytest.mark.oldest
