@@ -28,7 +28,7 @@ __all__ = ("VIEWS", "probe_teachers")
 
 VIEWS = 4  # of each training image, augmented as in training
 MOST_ANSWERS = 20_000  # images times views; more teach a linear head little, and the solver long
-BATCH = 64  # images at a time
+BATCH = 16  # images at a time: on a CPU, maps of more cost the system as long as the network
 FORMAT = 1  # to be raised when heads come to be fitted in another way
 
 
