@@ -23,6 +23,17 @@ def test_the_gap_is_that_of_shared_seeds():
     assert photos.gap_closed(measured, 85.0) == {"distilled": pytest.approx(50)}
 
 
+def test_two_halves_share_no_training_image(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "PROJECT", tmp_path)
+    halves = [photos.half(digits, which) for which in (1, 2)]
+    assert halves == [photos.half(digits, which) for which in (1, 2)]  # once made they stay
+    images = [{x.relative_to(half) for x in half.glob("*/*/*")} for half in halves]
+    both = {x.relative_to(digits) for x in digits.glob("*/*/*")}
+    assert images[0] | images[1] == both
+    assert images[0] & images[1] == {x for x in both if x.parts[0] == "val"}
+    assert all(len(list(half.glob("train/3/*"))) == 10 for half in halves)
+
+
 @pytest.mark.slow
 def test_runs_and_goes_on_where_it_stopped(digits, teacher, tmp_path, monkeypatch, capsys):
     data = tmp_path / "digits"
