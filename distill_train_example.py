@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from ultralytics.cfg import get_cfg
@@ -29,7 +30,7 @@ from ultralytics.engine.distillation.run_files import whole_files
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
-from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils import LOGGER, SETTINGS, YAML
 from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.files import increment_path
 
@@ -154,6 +155,70 @@ def write_digits() -> Path:
     images, labels, names = load_digit_images()
     train_x, val_x, train_y, val_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     return write_image_folder(datasets_folder() / "digits", {"train": (train_x, train_y), "val": (val_x, val_y)}, names)
+
+
+def write_scenes(folder: Path, task: str, train: int = 400, val: int = 100, side: int = 128, seed: int = 0) -> Path:
+    """Write scenes of turned digits with labels of a task, whole or not at all; an existing folder is kept.
+
+    Args:
+        folder (Path): Where to write.
+        task (str): "detect" for boxes, "segment" for outlines, "obb" for oriented boxes, or "pose" for boxes and two
+            points each, a digit's top and foot.
+        train (int): Scenes to train on.
+        val (int): Scenes to validate on.
+        side (int): Side of a scene in pixels.
+        seed (int): Seed of what they show.
+
+    Returns:
+        (Path): The YAML file of the dataset.
+    """
+    file = folder / "scenes.yaml"
+    if folder.is_dir():
+        return file
+    digits, labels, names = load_digit_images()
+    draw = np.random.default_rng(seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_files(folder.parent, scratch=f".{folder.name}.{os.getpid()}") as scratch:
+        for split, count in (("train", train), ("val", val)):
+            for kind in ("images", "labels"):
+                (scratch / folder.name / kind / split).mkdir(parents=True)
+            for i in range(count):
+                scene, lines = draw.integers(0, 60, (side, side), dtype=np.uint8), []
+                for n in draw.choice(len(digits), draw.integers(2, 5), replace=False):
+                    shapes = _place(scene, digits[n], draw, np.pi if task == "obb" else 0.3)
+                    lines.append(f"{labels[n]} {' '.join(f'{x:.5f}' for x in shapes[task])}")
+                Image.fromarray(scene).convert("RGB").save(scratch / folder.name / "images" / split / f"{i:05}.png")
+                (scratch / folder.name / "labels" / split / f"{i:05}.txt").write_text("\n".join(lines) + "\n")
+        splits = {"path": str(folder), "train": "images/train", "val": "images/val", "names": dict(enumerate(names))}
+        points = {"kpt_shape": [2, 3], "flip_idx": [0, 1]} if task == "pose" else {}
+        YAML.save(scratch / folder.name / file.name, {**splits, **points})
+    return file
+
+
+def _place(scene: np.ndarray, digit: np.ndarray, draw: np.random.Generator, most: float) -> dict[str, list[float]]:
+    """Draw a digit somewhere on a scene, turned by at most an angle, and return its labels by task."""
+    side = len(scene)
+    size, angle = draw.uniform(0.25, 0.4) * side, draw.uniform(-most, most)
+    center = draw.uniform(size * 0.7, side - size * 0.7, 2)
+    turn = size / len(digit) * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shift = center - turn @ np.full(2, len(digit) / 2)
+    drawn = cv2.warpAffine(digit, np.column_stack([turn, shift]), (side, side))
+    np.maximum(scene, drawn, out=scene)
+    ink = (drawn > 90).astype(np.uint8)
+    outlines, _ = cv2.findContours(ink, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outline = max(outlines, key=cv2.contourArea)[:, 0] / side
+    rows, columns = np.nonzero(digit > 90)
+    x, y, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    corners = (np.array([[x, y], [right, y], [right, bottom], [x, bottom]]) @ turn.T + shift) / side
+    ends = (np.array([[(x + right) / 2, y], [(x + right) / 2, bottom]]) @ turn.T + shift) / side
+    low, high = np.argwhere(ink).min(0)[::-1] / side, (np.argwhere(ink).max(0)[::-1] + 1) / side
+    box = [*(low + high) / 2, *(high - low)]
+    return {
+        "detect": box,
+        "segment": outline.ravel().tolist(),
+        "obb": corners.clip(0, 1).ravel().tolist(),
+        "pose": [*box, *ends[0], 2, *ends[1], 2],
+    }
 
 
 def write_image_folder(folder: Path, splits: dict[str, tuple[np.ndarray, Iterable[int]]], names: list[str]) -> Path:

@@ -1,5 +1,7 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""Train an Ultralytics image classifier, with or without a teacher, or both ways to compare them.
+"""Train an Ultralytics model of any task, with or without a teacher, or both ways to compare them.
+
+The task is that of `model`: a classifier, a detector, or a network of masks, keypoints or oriented boxes.
 
 A network that was trained on other classes becomes a teacher by `teacher_probe=True`, or by `probe` without training.
 
@@ -8,6 +10,7 @@ Usage:
     python train.py use_distillation=False model=yolo11n-cls.yaml data=path/to/dataset epochs=50
     python train.py resume=path/to/last.pt
     python train.py probe teacher=timm:NAME data=path/to/dataset
+    python train.py model=yolo11n.yaml teacher=path/to/detector.pt data=path/to/dataset.yaml epochs=100
     python train.py compare seeds=3 model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py    # the settings below: the digits and the teacher that distill_train_example.py has made
 
@@ -25,7 +28,8 @@ from typing import Any
 import torch
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.engine.distillation.compare import compare
-from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.distillation import find_trainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, SETTINGS
 
@@ -56,22 +60,22 @@ def check_cuda() -> bool:
     return False
 
 
-def train_normal(settings: dict[str, Any]) -> ClassificationTrainer:
+def train_normal(settings: dict[str, Any]) -> BaseTrainer:
     """Train the student alone and return its trainer; distillation arguments have no effect."""
     _, training = DistillationArgs.split(settings)
-    trainer = ClassificationTrainer(overrides=training)
+    trainer = find_trainer(settings).task.plain_trainer(overrides=training)
     trainer.train()
     return trainer
 
 
-def train_with_distillation(settings: dict[str, Any]) -> DistillationClassificationTrainer:
+def train_with_distillation(settings: dict[str, Any]) -> BaseTrainer:
     """Train the student with its teacher and return its trainer."""
-    trainer = DistillationClassificationTrainer(overrides=settings)
+    trainer = find_trainer(settings)(overrides=settings)
     trainer.train()
     return trainer
 
 
-def main(arguments: list[str]) -> ClassificationTrainer | None:
+def main(arguments: list[str]) -> BaseTrainer | None:
     """Train, compare or fit a teacher's head, with the settings of this file and those of the command line."""
     use_distillation = True  # False trains the same student without a teacher
 
@@ -96,7 +100,7 @@ def main(arguments: list[str]) -> ClassificationTrainer | None:
             )
     check_cuda()
     if command == "compare":
-        compare(DistillationClassificationTrainer, settings)
+        compare(find_trainer(settings), settings)
         return None
     if command == "probe":
         trainer = DistillationClassificationTrainer(overrides={"name": "probe", **settings, "teacher_probe": True})

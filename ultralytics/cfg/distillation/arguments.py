@@ -12,7 +12,14 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, check_dict_alignment
 from ultralytics.cfg.distillation import values
 from ultralytics.cfg.distillation.values import Kind, as_list, layer_lists, plain_value, read_list, read_strings
 
-__all__ = ("DistillationArgs",)
+__all__ = ("DENSE_LOSSES", "DistillationArgs")
+
+DENSE_LOSSES = (
+    "box",
+    "dfl",
+    "mask",
+    "keypoint",
+)  # what is compared of dense heads besides classes, where a task has it
 
 
 def _parameter(kind: Kind, default: Any, meaning: str) -> Any:
@@ -31,7 +38,9 @@ class DistillationArgs:
         ValueError: If a value is out of range, or no loss is left to train with.
     """
 
-    teacher: Any = _parameter(values.TEACHER, None, "Trained classifier that guides the student, or several; required")
+    teacher: Any = _parameter(
+        values.TEACHER, None, "Trained network that guides the student, or several classifiers; required"
+    )
     teacher_names: Any = _parameter(values.NAMES, None, "The teacher's classes by index; None = as its file says")
     teacher_imgsz: int | list | None = _parameter(
         values.SIZES, None, "Side of the images that the teacher sees; None = the student's, or the one that it takes"
@@ -49,7 +58,7 @@ class DistillationArgs:
         False,
         "Fit the teacher a linear head for the dataset's classes, on its frozen features, before training",
     )
-    teacher_check: bool = _parameter(values.BOOL, True, "Measure the teacher on up to 512 validation images first")
+    teacher_check: bool = _parameter(values.BOOL, True, "Measure the teacher on some validation images first")
     teacher_hash: str | list | None = _parameter(
         values.HASH,
         None,
@@ -77,13 +86,19 @@ class DistillationArgs:
     distill_alpha: float = _parameter(
         values.FRACTION, 0.7, "Weight of the losses from the teacher; 0 trains without it"
     )
-    distill_beta: float = _parameter(values.FRACTION, 0.3, "Weight of the cross-entropy with the labels")
-    temperature: float = _parameter(values.POSITIVE, 4.0, "Softening of both class distributions in the response loss")
+    distill_beta: float = _parameter(values.FRACTION, 0.3, "Weight of the student's own loss, with the labels")
+    temperature: float = _parameter(
+        values.POSITIVE, 4.0, "Softening of the distributions in the response loss, and of boxes' sides"
+    )
     response_distill: bool = _parameter(
         values.BOOL, True, "Match the teacher's class distribution; see `response_method`"
     )
     feature_distill: bool = _parameter(values.BOOL, True, "Match the teacher's feature maps; see `feature_method`")
     attention_distill: bool = _parameter(values.BOOL, True, "Match where the teacher's feature maps are active")
+    box_distill: bool = _parameter(values.BOOL, False, "Match the teacher's boxes, oriented ones too")
+    dfl_distill: bool = _parameter(values.BOOL, False, "Match the distributions of where the teacher's boxes end")
+    mask_distill: bool = _parameter(values.BOOL, False, "Match the masks of the teacher's objects")
+    keypoint_distill: bool = _parameter(values.BOOL, False, "Match the keypoints of the teacher's objects")
     response_method: str | dict = _parameter(
         values.METHOD, "kl", "What compares the class distributions, or several by name with shares or hyper-parameters"
     )
@@ -96,6 +111,10 @@ class DistillationArgs:
         "Weight of the feature loss; None = the method's own, 25 for `mse`",
     )
     attention_weight: float | None = _parameter(values.OPTIONAL_WEIGHT, None, "Weight of the attention loss; None = 10")
+    box_weight: float | None = _parameter(values.OPTIONAL_WEIGHT, None, "Weight of the boxes; None = 1")
+    dfl_weight: float | None = _parameter(values.OPTIONAL_WEIGHT, None, "Weight of their distributions; None = 1")
+    mask_weight: float | None = _parameter(values.OPTIONAL_WEIGHT, None, "Weight of the masks; None = 1")
+    keypoint_weight: float | None = _parameter(values.OPTIONAL_WEIGHT, None, "Weight of the keypoints; None = 1")
     distill_balance: str | None = _parameter(
         values.BALANCE, None, "`auto` scales the losses until their gradients pull equally; weights then default to 1"
     )
@@ -145,7 +164,7 @@ class DistillationArgs:
                 f"'close_distill={self.close_distill}' and 'distill_beta=0' leave no loss to train with in the last "
                 f"epochs. Set one of them otherwise."
             )
-        if self.distill_alpha and not (self.response_distill or self.uses_features):
+        if self.distill_alpha and not (self.uses_answer or self.uses_features):
             raise ValueError(
                 f"'distill_alpha={self.distill_alpha}' has no loss to weigh: response, feature and attention losses "
                 f"are all off. Switch one on, or set 'distill_alpha=0'."
@@ -207,6 +226,17 @@ class DistillationArgs:
             }
             for source, name, size in zip(self.teachers, names, sizes, strict=True)
         ]
+
+    @property
+    def terms(self) -> dict[str, float | None]:
+        """What is compared of dense heads besides classes, with weights; None for each one's own."""
+        weights = {name: getattr(self, f"{name}_weight") for name in DENSE_LOSSES if getattr(self, f"{name}_distill")}
+        return {name: weight for name, weight in weights.items() if weight != 0}
+
+    @property
+    def uses_answer(self) -> bool:
+        """Whether a loss on what the teacher's head says is on."""
+        return self.response_distill or bool(self.terms)
 
     @property
     def uses_features(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
+from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
 from ultralytics.engine.distillation.plan import Plan, log
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
@@ -24,6 +25,7 @@ WITHOUT_EFFECT = {  # on what a teacher says of an image; any other argument cou
     *("teacher_trusted", "teacher_check", "teacher_cache", "teacher_compile", "teacher_overlap", "baseline"),
     *("distill_alpha", "distill_beta", "distill_schedule", "distill_warmup", "close_distill", "distill_balance"),
     *("self_distill_start", "feature_method", "feature_weight", "attention_weight"),
+    *(f"{name}_{what}" for name in DENSE_LOSSES for what in ("distill", "weight")),
     # These have one, which `answers_key` sees: in content, source, classes, levels, or whether logits are compressed
     *("teacher", "teacher_probe", "response_distill", "feature_distill", "attention_distill", "distill_layers"),
     *("response_method", "temperature_end"),

@@ -59,7 +59,7 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
         raise ValueError(f"A comparison has 'seeds=', e.g. 'seeds=3', and goes on by itself: leave out '{min(given)}'.")
     project, name = settings.pop("project", None), settings.pop("name", "compare")
     distillation, training = DistillationArgs.split(settings)
-    args = DistillationArgs(**distillation)
+    args = DistillationArgs(**{**task.defaults, **distillation})
     with tempfile.TemporaryDirectory() as elsewhere:  # mistakes end here, before the first run
         vetted = trainer_class(overrides={**training, **distillation, "project": elsewhere})
     setting = {"training": training, "distillation": {**distillation, "teacher": str(args.teacher)}}

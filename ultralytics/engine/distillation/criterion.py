@@ -27,11 +27,14 @@ class Lesson:
     Attributes:
         targets (dict[str, Tensor]): Entries of the batch as the student's own criterion is to see them.
         known (Tensor | None): Indices of the images that show a class that the teacher knows, if it does not know all.
+        unknown (Tensor | None): Indices of the objects of classes that the teacher does not know, if it does not know
+            all.
         answer (Callable | None): Gives the teacher's answer, as often as it is called; None where it is silent.
     """
 
     targets: dict[str, Tensor] = field(default_factory=dict)
     known: Tensor | None = None
+    unknown: Tensor | None = None
     answer: Callable[[], Answer] | None = None
 
 
@@ -80,6 +83,7 @@ class DistillationCriterion(StudentCriterion):
             and the batch.
         scale (Callable): Gives what they are multiplied by for a batch: its size where upstream's own loss is.
         labelled (bool): Whether the labels mean anything.
+        shared (Callable): Gives the tensors of the student's predictions that all losses come from, the first first.
         balance (GradientBalance | None): Measures their factors, 1 without.
     """
 
@@ -89,6 +93,7 @@ class DistillationCriterion(StudentCriterion):
     compare: Callable[[DistillationLoss, Any, list[Tensor], Answer, dict[str, Any]], dict[str, Tensor]]
     scale: Callable[[dict[str, Any]], int]
     labelled: bool = True
+    shared: Callable[[Any], list[Tensor]] = tree_leaves
     balance: GradientBalance | None = None
 
     def total(self, predictions: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -108,8 +113,8 @@ class DistillationCriterion(StudentCriterion):
         factors = None
         if self.balance is not None:
             # The first that all losses come from; below a frozen map none of them teaches anything
-            leaves = tree_leaves(predictions)
-            shared = next((x for x in (*features, *leaves) if x.requires_grad), leaves[0])
+            places = [*features, *self.shared(predictions)]
+            shared = next((x for x in places if x.requires_grad), places[-1])
             factors = self.balance(terms if self.beta else {k: terms[k] for k in losses}, shared)
         first, *others = weigh(terms, self.loss.weights, self.alpha, self.beta, factors).values()
         return sum(others, first), items

@@ -132,6 +132,7 @@ class Distiller(Undistilled):
             taps=taps,
             loss=self.loss,
             compare=partial(self.task.compare, self.plan),
+            shared=self.task.shared,
             scale=self.task.scale,
             labelled=self.plan.labelled,
             balance=self.balance,
@@ -174,7 +175,7 @@ class Distiller(Undistilled):
         if self.cached is not None:
             ask = partial(self.cached, images, batch["index"], batch["view"])
         else:
-            ask = partial(self.teacher, images, head=self.plan.args.response_distill)
+            ask = partial(self.teacher, images, head=self.plan.args.uses_answer)
         return self.overlap(ask, images)
 
     def cause(self, name: str) -> bool:

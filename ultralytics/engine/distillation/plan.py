@@ -13,6 +13,7 @@ from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.nn.distillation.taps import FeatureLevel
 from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
 from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils.distillation.dense import TERMS
 from ultralytics.utils.distillation.registry import choose
 
 __all__ = ("DISTILLATION_KEYS", "Plan", "Score", "log", "tell")
@@ -50,6 +51,7 @@ class Plan:
         imgsz (int): Side of the images in pixels, as upstream will round it.
         labelled (bool): Whether the labels mean anything.
         levels (tuple[tuple[FeatureLevel, FeatureLevel], ...]): The matched (student, teacher) feature maps.
+        heads (tuple[Any, ...]): The (student, teacher) heads as the task describes them, if it does.
     """
 
     args: DistillationArgs
@@ -61,6 +63,7 @@ class Plan:
     imgsz: int = 0
     labelled: bool = True
     levels: tuple[tuple[FeatureLevel, FeatureLevel], ...] = ()
+    heads: tuple[Any, ...] = ()
 
     @property
     def teaches(self) -> bool:
@@ -74,9 +77,9 @@ class Plan:
 
     @property
     def uses_temperature(self) -> bool:
-        """Whether a response method softens by the training's `temperature`."""
-        chosen = choose("response_method", self.args.response_method)
-        return self.args.response_distill and any(c.temperature(0.0) == 0 for c in chosen)
+        """Whether a loss on what the heads say softens by the training's `temperature`."""
+        chosen = choose("response_method", self.args.response_method) if self.args.response_distill else []
+        return any(c.temperature(0.0) == 0 for c in chosen) or any(TERMS[name].softens for name in self.args.terms)
 
     @property
     def cache_folder(self) -> Path:

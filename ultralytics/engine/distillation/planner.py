@@ -18,6 +18,7 @@ from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.taps import FeatureLevel, find_levels, match_levels
 from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
+from ultralytics.utils.distillation.registry import choose, methods
 
 __all__ = ("make_plan", "resumed_arguments")
 
@@ -73,8 +74,9 @@ def make_plan(
         ImportError: If a teacher needs a library that is not installed.
         OSError: If `teacher_cache=disk` has nowhere to write.
     """
-    plan = Plan(DistillationArgs(**arguments), frozenset(given), training, resumed)
+    plan = Plan(DistillationArgs(**{**task.defaults, **arguments}), frozenset(given), training, resumed)
     refuse(plan, (*ARGUMENTS, *task.refusals))
+    _check_losses(task, plan)
     if plan.args.teacher_cache and not task.views_repeat:
         raise ValueError(
             f"'teacher_cache={plan.args.teacher_cache}' keeps answers to images that are seen again, and those of the "
@@ -99,15 +101,35 @@ def make_plan(
         student_levels = find_levels(student, plan.imgsz, channels)
         levels = plan.teacher.find_levels(plan.imgsz, channels, student_levels)
         plan = _without_features(plan, levels)
-    if plan.args.response_distill or plan.args.teacher_probe:
-        notes += plan.teacher.align(names)
-    log(notes)
+    plan, more = task.align(plan, names, student)
+    log([*notes, *more])
     if plan.args.uses_features and plan.teaches:
         plan = replace(plan, levels=tuple(match_levels(student_levels, levels, plan.args.layers)))
     for rule in NOTABLE:
         if warning := rule(plan):
             LOGGER.warning(warning)
     return plan
+
+
+def _check_losses(task: DistillationTask, plan: Plan) -> None:
+    """Refuse losses on what the heads of the task do not say.
+
+    Raises:
+        ValueError: If one is asked for.
+    """
+    for name in plan.args.terms.keys() - set(task.terms):
+        raise ValueError(
+            f"'{name}_distill=True' compares what the heads of the task '{task.name}' do not say. Leave it out."
+        )
+    if not plan.args.response_distill:
+        return
+    for choice in choose("response_method", plan.args.response_method):
+        if choice.method.of != task.answers_of:
+            valid = sorted(methods("response_method", task.answers_of))
+            raise ValueError(
+                f"'response_method={choice.method.name}' compares classes of {choice.method.of}, and the task "
+                f"'{task.name}' has classes of {task.answers_of}. Valid methods are {valid}."
+            )
 
 
 def _without_features(plan: Plan, levels: dict[str, FeatureLevel]) -> Plan:

@@ -268,6 +268,7 @@ class ResumableTrainer(BaseTrainer):
             "stopped": bool(self.stop),  # no epoch is to follow
             "waited": self._iteration - self._last_step,  # batches since the last optimizer step
             "order": {**self._order, "drawn": self._iteration + 1 - self._order["batch"]},
+            "mosaic": [list(dataset.buffer) for dataset in self._mosaic_datasets()],
             "random": random.getstate(),
             "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
             "torch": torch.get_rng_state(),
@@ -284,12 +285,22 @@ class ResumableTrainer(BaseTrainer):
         if RANK != -1:  # each process has a random state of its own, and an order that upstream sets per epoch
             return
         self._restore_order(state["order"])
+        for dataset, recent in zip(self._mosaic_datasets(), state.get("mosaic", ()), strict=False):
+            for i in recent:
+                dataset.get_image_and_label(i)
+            dataset.buffer[:] = recent
         name, keys, *rest = state["numpy"]
         random.setstate(state["random"])
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([x.cpu() for x in state["cuda"]])
+
+    def _mosaic_datasets(self) -> list[Any]:
+        """Return the training datasets that draw the images of a mosaic from those that they have loaded last."""
+        dataset = self.train_loader.dataset
+        every = getattr(dataset, "datasets", [dataset])
+        return [x for x in every if isinstance(getattr(x, "buffer", None), list) and x.cache != "ram"]
 
     def _restore_order(self, order: dict[str, Any]) -> None:
         """Go on in the order of images; data loader workers have drawn ahead, so with them it begins anew."""

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from ultralytics.engine.distillation.criterion import Lesson
 from ultralytics.engine.distillation.plan import Plan, Score
@@ -31,6 +32,9 @@ class DistillationTask:
         teacher_class (type[Teacher]): The task's teacher.
         network_class (type[nn.Module]): Upstream's class of the student.
         score (Score): How good a network is.
+        defaults (Mapping[str, Any]): Distillation arguments whose defaults are others than `DistillationArgs` has.
+        answers_of (str): What its heads name classes of, "images" or "anchors".
+        terms (Collection[str]): What else its heads say that is compared, of `DENSE_LOSSES`.
         views_repeat (bool): Whether an image can be augmented in the same way again, so that answers can be kept.
         ignored (Collection[str]): Training arguments that upstream's trainer takes and ignores.
         charts (Sequence[str]): The names of the charts that its report adds; without any there is no report.
@@ -43,6 +47,9 @@ class DistillationTask:
     teacher_class: ClassVar[type[Teacher]]
     network_class: ClassVar[type[nn.Module]]
     score: ClassVar[Score]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    answers_of: ClassVar[str] = "images"
+    terms: ClassVar[Collection[str]] = ()
     views_repeat: ClassVar[bool] = False
     ignored: ClassVar[Collection[str]] = ()
     charts: ClassVar[Sequence[str]] = ()
@@ -74,6 +81,24 @@ class DistillationTask:
     def fit_data(self, plan: Plan) -> tuple[Plan, list[str]]:
         """Return the plan with the classes that the student learns, and what is notable of them, in sentences."""
         return plan, []
+
+    def align(self, plan: Plan, names: Sequence[str], student: nn.Module) -> tuple[Plan, list[str]]:
+        """Bring what the teacher says to the dataset's classes and to what the student says.
+
+        Args:
+            plan (Plan): The run's, all but its levels settled.
+            names (Sequence[str]): The dataset's classes by index.
+            student (nn.Module): A network of the student's architecture.
+
+        Returns:
+            plan (Plan): The plan, losses switched off that were not asked for and have nothing to compare.
+            notes (list[str]): What is notable, in sentences.
+
+        Raises:
+            ValueError: If a loss that was asked for has nothing to compare.
+        """
+        uses = plan.args.uses_answer or plan.args.teacher_probe
+        return plan, plan.teacher.align(names) if uses else []
 
     def wrap_dataset(self, dataset: Dataset, plan: Plan, folder: str, training: bool) -> Dataset:
         """Return a dataset as a run needs it.
@@ -127,21 +152,23 @@ class DistillationTask:
 
     def build_loss(self, plan: Plan) -> DistillationLoss:
         """Return the losses of a run."""
-        args = plan.args
-        return DistillationLoss(
-            [level.channels for level in plan.student_levels],
-            [level.channels for level in plan.teacher_levels],
-            temperature=args.temperature,
-            response_distill=args.response_distill,
-            feature_distill=args.feature_distill,
-            attention_distill=args.attention_distill,
-            feature_weight=args.feature_weight,
-            attention_weight=args.attention_weight,
-            response_method=args.response_method,
-            feature_method=args.feature_method,
-            balanced=args.distill_balance is not None,
-            classify=plan.teacher.head(plan.teacher_levels[-1]) if plan.levels else None,
-        )
+        return DistillationLoss(**self.loss_settings(plan))
+
+    def loss_settings(self, plan: Plan) -> dict[str, Any]:
+        """Return the arguments of `DistillationLoss`."""
+        same = ("temperature", "response_method", "feature_method", "feature_weight", "attention_weight")
+        switches = ("response_distill", "feature_distill", "attention_distill")
+        return {
+            "student_channels": [level.channels for level in plan.student_levels],
+            "teacher_channels": [level.channels for level in plan.teacher_levels],
+            **{name: getattr(plan.args, name) for name in (*same, *switches)},
+            "balanced": plan.args.distill_balance is not None,
+            "classify": plan.teacher.head(plan.teacher_levels[-1]) if plan.levels else None,
+        }
+
+    def shared(self, predictions: Any) -> list[Tensor]:
+        """Return the tensors of training predictions that all losses come from, the first of the network first."""
+        return tree_leaves(predictions)
 
     def scale(self, batch: dict[str, Any]) -> int:
         """Return what the losses from the teacher are multiplied by, as upstream's own is: 1, or the batch's size."""

@@ -229,7 +229,8 @@ class DistillationTrainer(GuardedTrainer):
             for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
                 self.add_callback(event, lambda trainer, event=event: trainer.distiller.cached.lap(event))
         if RANK in {-1, 0}:  # without a loader, as its workers would draw from the random stream of plain training
-            self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64))
+            with random_stream(0):  # which reading an image draws from
+                self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64))
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore the training state; upstream copies the student into a new EMA here, so it must be bare."""
@@ -305,7 +306,7 @@ class DistillationTrainer(GuardedTrainer):
     def progress_string(self) -> str:
         """Return the header of the progress bar, the names short enough for upstream's columns."""
         names = self.loss_names
-        self.loss_names = tuple(name.removesuffix("_loss") for name in names)
+        self.loss_names = tuple(name.removesuffix("_loss").replace("_distill", "_kd")[:10] for name in names)
         try:
             return super().progress_string()
         finally:

@@ -150,8 +150,11 @@ class DistillationLoss(nn.Module):
         Raises:
             ValueError: If shapes disagree between student, teacher and the channels given at construction.
         """
-        losses = self.losses(student_logits, teacher_logits, student_features, teacher_features, labels)
-        total = sum(weigh(losses, self.weights).values(), student_logits.new_zeros(()))
+        return self._sum(self.losses(student_logits, teacher_logits, student_features, teacher_features, labels))
+
+    def _sum(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of losses, and them detached."""
+        total = sum(weigh(losses, self.weights).values(), torch.zeros(()))
         return total, {name: loss.detach() for name, loss in losses.items()}
 
     def losses(
@@ -179,11 +182,21 @@ class DistillationLoss(nn.Module):
                     # Without images or other classes there is nothing to say
                     empty = len(student) == 0 or student.shape[1] < 2
                     losses[name] = student.sum() * 0 if empty else choice(student, teacher, **known)
-            if self._features:
-                pairs = pair_maps(student_features, teacher_features)
-                for name, term in self._features.items():
-                    losses[name] = self._feature_loss(term, pairs)
-        return losses
+            return {**losses, **self.feature_losses(student_features, teacher_features)}
+
+    def feature_losses(
+        self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Compute the losses between feature maps, unweighted and with their graph; autocast is to be off.
+
+        Args:
+            student_features (Sequence[Tensor]): One (B, c_l, h, w) map per level; unused without a feature-based loss.
+            teacher_features (Sequence[Tensor]): One (B, c'_l, h', w') map per level.
+        """
+        if not self._features:
+            return {}
+        pairs = pair_maps(student_features, teacher_features)
+        return {name: self._feature_loss(term, pairs) for name, term in self._features.items()}
 
     def _feature_loss(self, term: _FeatureTerm, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Return a feature loss, averaged over its levels."""

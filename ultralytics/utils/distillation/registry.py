@@ -29,6 +29,7 @@ class Method:
         adapter (Callable | None): Makes a module from the student's and the teacher's channels.
         last (bool): Whether only the last feature level is compared.
         standardize (bool): Whether it sees the teacher's maps standardized, see `features.standardize`.
+        of (str): What has the logits that it compares, "images" or "anchors".
         context (frozenset[str]): What the function wants to know besides the two answers.
         defaults (dict[str, Any]): Its hyper-parameters.
     """
@@ -40,6 +41,7 @@ class Method:
     adapter: Callable[[int, int], nn.Module] | None = None
     last: bool = False
     standardize: bool = False
+    of: str = "images"
     context: frozenset[str] = field(init=False)
     defaults: dict[str, Any] = field(init=False)
 
@@ -88,18 +90,20 @@ class Choice:
 
 
 def response_method(
-    name: str, *, weight: float = 1.0, temperature: float | None = None
+    name: str, *, weight: float = 1.0, temperature: float | None = None, of: str = "images"
 ) -> Callable[[Callable], Callable]:
     """Register a loss on logits, to be chosen as `response_method=name`.
 
     The function takes the student's and the teacher's logits, both (B, C) and at least float32, B and C greater than 0,
-    and returns a scalar. Parameters named `labels`, class indices of shape (B,) and int64, and `temperature`, a float,
-    are given if it has them. Keyword-only parameters are hyper-parameters: a number, a bool or a method's name.
+    and returns a scalar. A method of anchors, for detectors and the like, takes (B, C, A) and returns (B, A).
+    Parameters named `labels`, class indices of shape (B,) and int64, and `temperature`, a float, are given if it has
+    them. Keyword-only parameters are hyper-parameters: a number, a bool or a method's name.
 
     Args:
         name (str): Name to choose it by; a method of this name is replaced.
         weight (float): Weight in the sum of the losses.
         temperature (float, optional): The method's own temperature, in place of the training's.
+        of (str): What has the logits, "images" or "anchors".
 
     Returns:
         (Callable): A decorator that leaves the function as it is.
@@ -107,7 +111,7 @@ def response_method(
     Raises:
         TypeError: If a hyper-parameter has no such default, or is named `weight`.
     """
-    return _register("response_method", name, weight=weight, temperature=temperature)
+    return _register("response_method", name, weight=weight, temperature=temperature, of=of)
 
 
 def feature_method(
@@ -143,9 +147,15 @@ def feature_method(
     return _register("feature_method", name, weight=weight, adapter=adapter, last=last, standardize=standardize)
 
 
-def methods(argument: str) -> dict[str, Method]:
-    """Return the methods that can be chosen with an argument, `response_method` or `feature_method`, by name."""
-    return dict(_METHODS[argument])
+def methods(argument: str, of: str = "images") -> dict[str, Method]:
+    """Return the methods that can be chosen with an argument, by name.
+
+    Args:
+        argument (str): `response_method` or `feature_method`.
+        of (str): What has the logits that response methods compare, "images" or "anchors".
+    """
+    every = _METHODS[argument].items()
+    return {name: method for name, method in every if argument == "feature_method" or method.of == of}
 
 
 def choose(argument: str, value: str | Mapping[str, Any]) -> list[Choice]:

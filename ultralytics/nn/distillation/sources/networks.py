@@ -42,10 +42,7 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
     try:
         if not trusted:
             check_modules(model)
-        if not isinstance(model, expected.network_class):
-            task = guess_model_task(model)
-            unlike = f"a {expected.noun} network, but not one of Ultralytics'"
-            raise NotImplementedError(unlike if task == expected.task else f"a {task} model")
+        _check_task(model, expected)
         if ckpt.get("modelopt"):  # trained with quantize=8: the fake quantization is part of what it learned
             if not trusted:
                 raise TypeError("its quantization needs code of another library; trust it with 'teacher_trusted=True'")
@@ -68,6 +65,18 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
         ) from e
 
 
+def _check_task(model: nn.Module, expected: Expected) -> None:
+    """Refuse a network of another task; upstream's classes build on each other.
+
+    Raises:
+        NotImplementedError: If it is one, saying what it is.
+    """
+    task = expected.task if type(model) is expected.network_class else guess_model_task(model)
+    if not isinstance(model, expected.network_class) or task != expected.task:
+        unlike = f"a {expected.noun} network, but not one of Ultralytics'"
+        raise NotImplementedError(unlike if task == expected.task else f"a {task} model")
+
+
 def open_module(module: nn.Module, expected: Expected) -> Source:
     """Open a network given in Python: a copy, as it will be frozen."""
     if isinstance(module, Model):  # YOLO(...)
@@ -76,7 +85,14 @@ def open_module(module: nn.Module, expected: Expected) -> Source:
             raise TypeError(f"'teacher=YOLO({module})' is an exported model. Give the file itself, 'teacher={module}'.")
     known = getattr(module, "pretrained_cfg", None) or {}  # timm's
     try:
+        if isinstance(module, BaseModel):
+            _check_task(module, expected)
         network = copy.deepcopy(module).float().cpu()
+    except NotImplementedError as e:
+        raise TypeError(
+            f"'teacher=module:{type(module).__name__}' is {e}, but the teacher must be a {expected.noun} model, e.g. "
+            f"'teacher={expected.example}'."
+        ) from e
     except Exception as e:
         raise TypeError(
             f"'teacher=module:{type(module).__name__}' cannot be copied ({type(e).__name__}). Save its weights, and "

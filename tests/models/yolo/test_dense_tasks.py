@@ -1,0 +1,388 @@
+"""Detectors, and networks of masks, keypoints and oriented boxes: a whole run of each, on scenes of digits."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Stopped, rows, same, stop_after, train, weights
+from ultralytics import YOLO
+from ultralytics.engine.distillation.criterion import LESSON
+from ultralytics.models.distillation import TRAINERS, find_trainer
+from ultralytics.models.yolo.detect.distill_task import _on_objects
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
+
+from distill_train_example import write_scenes
+from train import main as train_script
+
+TASKS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}
+ITEMS = {"detect": (), "segment": ("mask_distill_loss",), "pose": ("keypoint_distill_loss",), "obb": ()}
+SHARED = ("response_loss", "feature_loss", "attention_loss", "box_distill_loss", "dfl_distill_loss")
+SETTINGS = {
+    **{"imgsz": 64, "batch": 8, "nbs": 8, "epochs": 1, "optimizer": "AdamW", "lr0": 0.002, "plots": False},
+    **{"device": "cpu", "workers": 0, "verbose": False},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("dense")
+
+
+@pytest.fixture(scope="module")
+def prepared(place):
+    """Return a function that gives the dataset of a task, and a teacher of a family trained on it, each made once."""
+
+    def prepare(task, family="11"):
+        data = write_scenes(place / task, task, train=24, val=8, side=64)
+        best = place / f"{task}_{family}" / "weights" / "best.pt"
+        if not best.exists():
+            model = f"yolo{family}s{TASKS[task]}.yaml"
+            settings = {
+                **SETTINGS,
+                "model": model,
+                "data": str(data),
+                "project": str(place),
+                "name": f"{task}_{family}",
+            }
+            train(settings, TRAINERS[task].task.plain_trainer)
+        return data, best
+
+    return prepare
+
+
+@pytest.fixture
+def settings_of(prepared, tmp_path):
+    """Return a function that gives the arguments of a run of a task."""
+
+    def settings(task, family="11", teacher="11", **more):
+        data, best = prepared(task, teacher)
+        own = {"model": f"yolo{family}n{TASKS[task]}.yaml", "data": str(data), "teacher": str(best)}
+        return {**SETTINGS, **own, "project": str(tmp_path / "runs"), **more}
+
+    return settings
+
+
+def plain(settings):
+    """The arguments that upstream's trainer takes."""
+    return {k: v for k, v in settings.items() if k != "teacher" and "distill" not in k}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_student_learns_all_that_the_heads_say(task, settings_of):
+    """Every loss is in the total and in the tables, and each by itself moves the backbone."""
+    seen = []
+
+    def on_end(trainer):
+        items = {k: v.item() for k, v in trainer.loss_items.items()}
+        taught = sum(w * items[k] for k, w in trainer.distiller.weights.items())
+        own = sum(v for k, v in items.items() if k not in trainer.distiller.weights)
+        seen.append((trainer.loss.item(), pytest.approx(8 * (0.3 * own + 0.7 * taught), rel=1e-3)))
+
+    def on_start(trainer):
+        compare = trainer.model.criterion.compare
+
+        def compared(*args):
+            losses = compare(*args)
+            first = trainer.model.model[0].conv.weight
+            for name, loss in losses.items():
+                (gradient,) = torch.autograd.grad(loss, first, retain_graph=True, allow_unused=True)
+                moved[name] = gradient is not None and bool(gradient.count_nonzero())
+            return losses
+
+        trainer.model.criterion.compare = compared
+
+    moved = {}
+    trainer = train(settings_of(task), TRAINERS[task], on_train_batch_end=on_end, on_train_start=on_start)
+    assert all(total == expected for total, expected in seen)
+    assert set(trainer.distiller.weights) == {*SHARED, *ITEMS[task]}
+    assert moved == dict.fromkeys(trainer.distiller.weights, True)
+    (row,) = rows(trainer)
+    assert all(float(row[f"train/{name}"]) > 0 for name in trainer.distiller.weights)
+    assert trainer.task.score.column in row
+    assert not any("distill" in key for key in row if key.startswith("val/"))
+    student = load_checkpoint(trainer.best)[0]
+    assert type(student) is trainer.task.network_class
+    assert not any(name.startswith("distill") for name, _ in student.named_modules())
+
+
+@pytest.mark.parametrize("family", ["11", "26"])
+@pytest.mark.parametrize("task", TASKS)
+def test_without_weight_the_run_is_bit_identical_to_plain(task, family, settings_of):
+    settings = settings_of(task, family, fraction=0.34)
+    ours = train({**settings, "distill_alpha": 0, "distill_beta": 1}, TRAINERS[task])
+    theirs = train({**plain(settings), "name": "plain"}, TRAINERS[task].task.plain_trainer)
+    assert same(weights(ours.last), weights(theirs.last))
+    assert [{**row, "time": 0} for row in rows(ours)] == [{**row, "time": 0} for row in rows(theirs)]
+    sizes = [t.best.stat().st_size for t in (ours, theirs)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+@pytest.mark.parametrize(("task", "family"), [("detect", "26"), ("segment", "11"), ("pose", "26"), ("obb", "11")])
+def test_a_stopped_run_ends_as_if_it_had_never_stopped(task, family, settings_of):
+    """Images of a mosaic are drawn from those that were loaded last, which a resumed run has to know."""
+    settings = settings_of(task, family, batch=4, nbs=4, epochs=3, close_mosaic=1, mixup=0.3, fraction=0.5)
+    whole = train(settings, TRAINERS[task])
+    with pytest.raises(Stopped):
+        train({**settings, "name": "stopped"}, TRAINERS[task], on_fit_epoch_end=stop_after(0))
+    last = whole.save_dir.parent / "stopped" / "weights" / "last.pt"
+    resumed = train({"resume": str(last)}, find_trainer({"resume": str(last)}))
+    assert same(weights(whole.last), weights(resumed.last))
+
+
+@pytest.mark.parametrize(
+    ("family", "teacher", "on"),
+    [("26", "11", {"response", "box"}), ("11", "26", {"response", "box"}), ("26", "26", {"response", "box"})],
+)
+def test_between_families_what_cannot_be_compared_is_switched_off(family, teacher, on, settings_of):
+    settings = settings_of("detect", family, teacher)
+    trainer = train(settings, TRAINERS["detect"])
+    assert {name for name in ("response", "box", "dfl") if getattr(trainer.args, f"{name}_distill")} == on
+    assert set(trainer.distiller.weights) == {*SHARED} - {"dfl_distill_loss"}
+    assert all(x.isfinite() for x in trainer.loss_items.values())
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "words"),
+    [
+        (
+            "detect",
+            {"model": "yolo26n.yaml", "dfl_distill": True},
+            "'reg_max' is 1 in the student's head and 16",
+        ),
+        ("detect", {"mask_distill": True}, "'mask_distill=True' compares what the heads of the task 'detect' do not"),
+        (
+            "segment",
+            {"keypoint_distill": True},
+            "'keypoint_distill=True' compares what the heads of the task",
+        ),
+        (
+            "detect",
+            {"response_method": "kl"},
+            "compares classes of images, and the task 'detect' has",
+        ),
+        ("detect", {"model": "rtdetr-l.yaml"}, "a head of type RTDETRDecoder says nothing of anchors"),
+        ("detect", {"teacher_imgsz": 96, "box_distill": True}, "sees images of 96 pixels, and the student of 64"),
+        ("detect", {"teacher_probe": True}, "fits a head that names images, and the task 'detect' has none"),
+        ("detect", {"teacher_cache": "ram"}, "keeps answers to images that are seen again"),
+        (
+            "detect",
+            {
+                "response_distill": False,
+                "feature_distill": False,
+                "attention_distill": False,
+                "box_distill": False,
+                "dfl_distill": False,
+            },
+            "has no loss to weigh",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_file(task, given, words, settings_of):
+    settings = settings_of(task, **given)
+    with pytest.raises(ValueError, match=words):
+        TRAINERS[task](overrides=settings)
+    assert not Path(settings["project"]).exists()
+
+
+def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path):
+    """Neither are they measured on the dataset's labels; a dataset may have two values a point, or more points."""
+    settings = settings_of("pose", fraction=0.34)
+    names = YAML.load(settings["data"])
+    labels = Path(names["path"])
+    other = tmp_path / "points"
+    shutil.copytree(labels, other)
+    for file in other.glob("labels/*/*.txt"):
+        lines = [line.split() for line in file.read_text().splitlines()]
+        file.write_text("\n".join(" ".join([*x[:7], *x[8:10]]) for x in lines))
+    YAML.save(other / "points.yaml", {**names, "path": str(other), "kpt_shape": [2, 2]})
+    settings["data"] = str(other / "points.yaml")
+    trainer = train(settings, TRAINERS["pose"])
+    assert set(trainer.distiller.weights) == {*SHARED}
+    assert all(x.isfinite() for x in trainer.loss_items.values())
+    with pytest.raises(
+        ValueError, match=r"'keypoint_distill=True' .* keypoints of shape \(2, 2\), and the teacher of \(2, 3\)"
+    ):
+        TRAINERS["pose"](overrides={**settings, "keypoint_distill": True})
+
+
+def test_images_without_objects_are_learned_from(settings_of, tmp_path):
+    settings = settings_of("segment", fraction=0.34)
+    names = YAML.load(settings["data"])
+    shutil.copytree(names["path"], tmp_path / "empty")
+    for file in (tmp_path / "empty").glob("labels/train/*.txt"):
+        file.write_text("")
+    for file in (tmp_path / "empty").glob("labels/*.cache"):
+        file.unlink()
+    YAML.save(tmp_path / "empty.yaml", {**names, "path": str(tmp_path / "empty")})
+    trainer = train({**settings, "data": str(tmp_path / "empty.yaml")}, TRAINERS["segment"])
+    assert all(x.isfinite() for x in trainer.loss_items.values())
+    assert trainer.loss_items["response_loss"] > 0
+
+
+@pytest.mark.parametrize(("off", "alpha"), [({"feature_distill": False, "attention_distill": False}, 0.7), ({}, 0.7)])
+def test_balanced_losses_all_count(off, alpha, settings_of):
+    """Boxes, classes and masks have no tensor in common but what the head is given."""
+    trainer = train({**settings_of("segment"), **off, "distill_balance": "auto"}, TRAINERS["segment"])
+    factors = {k: float(v) for k, v in rows(trainer)[0].items() if k.endswith("_factor")}
+    assert len(factors) == len(trainer.distiller.weights)
+    assert all(value > 0 for value in factors.values())
+
+
+def test_the_check_leaves_the_training_as_it_is(settings_of):
+    settings = settings_of("detect", fraction=0.5)
+    checked, unchecked = (
+        train({**settings, "teacher_check": check, "name": str(check)}, TRAINERS["detect"]) for check in (True, False)
+    )
+    assert same(weights(checked.last), weights(unchecked.last))
+
+
+@pytest.mark.slow
+def test_the_check_is_upstreams_validation(settings_of, tmp_path):
+    """Of a network that has learned a little, on the images that it has learned, beside a class unknown to it."""
+    settings = settings_of("pose")
+    content = YAML.load(settings["data"])
+    data = tmp_path / "scenes"
+    shutil.copytree(content["path"], data, ignore=shutil.ignore_patterns("*.cache"))
+    for file in data.glob("labels/*/*.txt"):
+        file.write_text("\n".join(" ".join(["0", *x.split()[1:]]) for x in file.read_text().splitlines()))
+    content |= {"path": str(data), "val": "images/train"}
+    YAML.save(tmp_path / "one.yaml", {**content, "names": {0: "digit"}})
+    still = {
+        "epochs": 25,
+        "warmup_epochs": 0,
+        "lr0": 0.003,
+        "mosaic": 0.0,
+        "fliplr": 0.0,
+        "scale": 0.0,
+        "translate": 0.0,
+    }
+    own = {**plain(settings), **still, "data": str(tmp_path / "one.yaml"), "val": False, "name": "teacher"}
+    teacher = train(own, TRAINERS["pose"].task.plain_trainer).best
+    measured = YOLO(teacher).val(data=own["data"], imgsz=64, batch=8, plots=False, nms=True, project=tmp_path).pose.map
+    assert measured > 0.03
+    for file in data.glob("labels/*/*.txt"):
+        file.write_text("\n".join(" ".join(["1", *x.split()[1:]]) for x in file.read_text().splitlines()))
+    YAML.save(tmp_path / "two.yaml", {**content, "names": {0: "cow", 1: "digit"}})
+    trainer = TRAINERS["pose"](overrides={**settings, "data": str(tmp_path / "two.yaml"), "teacher": str(teacher)})
+    trainer._setup_train()
+    ((is_warning, sentence),) = trainer.task.judge(trainer.plan, trainer.test_loader.dataset, 8)
+    assert not is_warning
+    assert f"reaches {measured:.1%} pose mAP50-95 on 24 validation images" in sentence
+
+
+def test_teachers_that_are_none_are_refused(settings_of, prepared):
+    _, masks = prepared("segment")
+    settings = settings_of("detect")
+    with pytest.raises(TypeError, match="is a segment model, but the teacher must be a detection model"):
+        TRAINERS["detect"](overrides={**settings, "teacher": str(masks)})
+    with pytest.raises(ValueError, match="names several teachers"):
+        TRAINERS["detect"](overrides={**settings, "teacher": [settings["teacher"]] * 2})
+    with pytest.raises(TypeError, match=r"cannot teach a detection model.* Give a YOLO checkpoint"):
+        TRAINERS["detect"](overrides={**settings, "teacher": torch.nn.Conv2d(3, 8, 3)})
+    with pytest.raises(TypeError, match="is a segment model, but the teacher must be a detection model"):
+        TRAINERS["detect"](overrides={**settings, "teacher": YOLO(masks)})
+
+
+def with_names(data, names, folder):
+    """The same scenes with other class names."""
+    file = folder / "renamed.yaml"
+    YAML.save(file, {**YAML.load(data), "names": dict(enumerate(names))})
+    return str(file)
+
+
+def test_where_the_teacher_knows_no_class_its_maps_teach(settings_of, tmp_path):
+    settings = settings_of("detect")
+    settings["data"] = with_names(settings["data"], [f"thing {i}" for i in range(10)], tmp_path)
+    trainer = train(settings, TRAINERS["detect"])
+    assert set(trainer.distiller.weights) == {"feature_loss", "attention_loss"}
+    with pytest.raises(ValueError, match=r"'box_distill=True' .* knows none of the dataset's 10 classes"):
+        TRAINERS["detect"](overrides={**settings, "box_distill": True})
+
+
+def test_the_teacher_is_not_listened_to_where_objects_are_that_it_does_not_know(settings_of, tmp_path):
+    """Neither the scores of anchors inside such an object nor of classes unknown to it get a gradient from it."""
+    settings = settings_of("detect", feature_distill=False, attention_distill=False)
+    settings["data"] = with_names(settings["data"], [*"0123", "cow", *"56789"], tmp_path)
+    trainer = train({**settings, "distill_beta": 0}, TRAINERS["detect"])
+    student, plan = trainer.model.train(), trainer.plan
+    images = torch.rand(2, 3, 64, 64)
+    objects = {
+        "cls": torch.tensor([[4.0], [3.0]]),
+        "bboxes": torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 0.6, 0.6]]),
+        "batch_idx": torch.tensor([0.0, 1.0]),
+    }
+    predictions = student(images)
+    predictions["scores"].retain_grad()
+    answer = trainer.teacher(images)
+    batch = {"img": images, **objects}
+    batch[LESSON] = trainer.task.prepare(plan, batch, dict(batch))
+    assert batch[LESSON].unknown.tolist() == [0]
+    sum(trainer.task.compare(plan, trainer.distillation_loss, predictions, [], answer, batch).values()).backward()
+    felt = predictions["scores"].grad.abs() > 0
+    points = plan.heads[0].points(predictions)
+    inside = ((points > 0) & (points < 32)).all(1)
+    assert inside.any()
+    assert not felt[0, :, inside].any()
+    assert felt[0][:, ~inside].any()
+    assert felt[1].any()
+    assert not felt[:, 4].any()
+
+
+@pytest.mark.parametrize("angle", [None, 0.0, torch.pi / 4])
+def test_anchors_in_oriented_boxes(angle):
+    box = [0.5, 0.5, 0.5, 0.25] + ([] if angle is None else [angle])
+    batch = {
+        "img": torch.zeros(1, 3, 64, 64),
+        **{"cls": torch.tensor([[1.0]]), "bboxes": torch.tensor([box]), "batch_idx": torch.tensor([0.0])},
+    }
+    points = torch.tensor([[46.0, 32.0], [32.0, 38.0], [40.0, 40.0], [40.0, 24.0]])
+    found = _on_objects(points, torch.tensor([0]), batch)[0].tolist()
+    assert found == ([True, True, False, False] if not angle else [False, True, True, False])
+    assert not _on_objects(points, torch.tensor([], dtype=torch.int64), batch).any()
+
+
+@pytest.mark.parametrize(("task", "family"), [("segment", "26"), ("pose", "11")])
+def test_the_student_teaches_itself(task, family, settings_of):
+    settings = settings_of(task, family, distill_alpha=0.3, distill_beta=1)
+    trainer = train({**settings, "teacher": "self"}, TRAINERS[task])
+    own = {"dfl_distill_loss"} if family == "26" else set()
+    assert set(trainer.distiller.weights) == {*SHARED, *ITEMS[task]} - own
+    assert all(x.isfinite() for x in trainer.loss_items.values())
+
+
+@pytest.mark.parametrize("more", [{"multi_scale": 0.5}, {"rect": True}, {"single_cls": True}, {"freeze": 3}])
+def test_what_else_upstreams_detectors_do(more, settings_of):
+    trainer = train({**settings_of("detect"), **more}, TRAINERS["detect"])
+    assert all(x.isfinite() for x in trainer.loss_items.values())
+    expected = {"feature_loss", "attention_loss"} if "single_cls" in more else {*SHARED}
+    assert set(trainer.distiller.weights) == expected
+
+
+@pytest.mark.parametrize("family", ["11", "26"])
+@pytest.mark.parametrize("task", TASKS)
+def test_automatic_batch_sizes_count_the_teacher(task, family, settings_of, monkeypatch):
+    totals = []
+
+    def check_train_batch_size(model, imgsz, **kwargs):
+        totals.append(model.train()(torch.rand(2, 3, imgsz, imgsz)).sum())
+        raise Stopped
+
+    monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", check_train_batch_size)
+    with pytest.raises(Stopped):
+        train({**settings_of(task, family), "batch": -1}, TRAINERS[task])
+    assert totals[0].isfinite()
+    assert totals[0].requires_grad
+
+
+def test_every_entrance_leads_to_the_trainer_of_the_models_task(settings_of):
+    settings = settings_of("pose")
+    trainer = train_script([f"{k}={v}" for k, v in settings.items()])
+    assert type(trainer) is TRAINERS["pose"]
+    model = YOLO(settings.pop("model"))
+    model.train(trainer=TRAINERS["pose"], **{**settings, "distill_model": settings.pop("teacher")})
+    assert type(model.trainer) is TRAINERS["pose"]
+    assert model.trainer.args.teacher == trainer.args.teacher
+    plain_run = train_script(["use_distillation=False", *(f"{k}={v}" for k, v in plain(settings_of("obb")).items())])
+    assert type(plain_run) is TRAINERS["obb"].task.plain_trainer

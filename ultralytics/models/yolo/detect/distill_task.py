@@ -1,0 +1,277 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""What is special about distilling a detector, and what tasks that are built on detection share with it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from ultralytics.engine.distillation.criterion import LESSON, Lesson
+from ultralytics.engine.distillation.plan import Plan, Score
+from ultralytics.engine.distillation.task import DistillationTask
+from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.nn.distillation.class_names import some
+from ultralytics.nn.distillation.dense import DenseHead, DenseTeacher, DenseTeachers
+from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.sources import Expected
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.distillation.dense import DenseDistillationLoss
+from ultralytics.utils.ops import xyxy2xywh
+
+__all__ = ("DetectionTask", "DetectionTeacher")
+
+CHECKED_IMAGES = 128
+LEAST_MAP = 0.01  # below it a teacher has found nothing
+VALIDATION = ("imgsz", "conf", "iou", "max_det", "single_cls", "agnostic_nms", "overlap_mask", "split")  # arguments
+
+
+def _several_teachers(plan: Plan) -> Exception | None:
+    if len(plan.args.teachers) < 2:
+        return None
+    return ValueError(
+        f"'teacher={plan.args.teachers}' names several teachers, but only classifiers' answers can be averaged. Give "
+        f"one."
+    )
+
+
+class DetectionTeacher(DenseTeacher):
+    """A trained detector, frozen."""
+
+    expected = Expected("detect", DetectionModel, "yolo11l.pt")
+
+
+class DetectionTask(DistillationTask):
+    """A detector learns class scores, boxes, their distributions and feature maps of one teacher, anchor by anchor."""
+
+    name = "detect"
+    plain_trainer = DetectionTrainer
+    teacher_class = DetectionTeacher
+    network_class = DetectionModel
+    validator_class: ClassVar[type[DetectionValidator]] = DetectionValidator
+    metrics: ClassVar[str] = "box"  # those of upstream's that the score is one of
+    score = Score("map", "metrics/mAP50-95(B)", "mAP50-95", "validation mAP50-95 (%)")
+    answers_of = "anchors"
+    terms = ("box", "dfl")
+    defaults: ClassVar[dict[str, Any]] = {
+        "response_method": "bckd",
+        "feature_method": {"mse": 0.04},
+        "box_distill": True,
+        "dfl_distill": True,
+    }
+    refusals = (_several_teachers,)
+
+    def join(self, members: Sequence[DenseTeacher], plan: Plan) -> DenseTeachers:
+        """Return the teacher, its classes to be matched by name."""
+        return DenseTeachers(members)
+
+    def align(self, plan: Plan, names: Sequence[str], student: nn.Module) -> tuple[Plan, list[str]]:
+        """Match classes by name and heads by what they say; what cannot be compared is switched off or refused."""
+        if not plan.args.uses_answer:
+            return plan, []
+        notes = plan.teacher.align(names)
+        try:
+            own = DenseHead.of(student)
+        except TypeError as e:
+            raise ValueError(
+                f"'model={plan.training.model}' cannot be taught anchor by anchor: {e}. Give a YOLO model, e.g. "
+                f"'model={Path(self.teacher_class.expected.example.replace('11l', '11n')).stem}.yaml'."
+            ) from e
+        teacher = own
+        if not plan.teacher.follows_student:
+            teacher = plan.teacher.first.dense_head
+            if plan.teacher.first.imgsz == plan.imgsz:
+                plan.teacher.first.imgsz = None  # or images that are not square would be made so
+        plan = replace(plan, heads=(own, teacher))
+        every = [name for name in ("response", *self.terms) if getattr(plan.args, f"{name}_distill")]
+        found = {}
+        for name, reason in (
+            *((name, self._incomparable(plan, names)) for name in every),
+            *self._unlike(own, teacher),
+        ):
+            if reason and name in every:
+                found.setdefault(reason, []).append(f"{name}_distill")
+        for reason, switches in found.items():
+            asked = [switch for switch in switches if switch in plan.given]
+            if asked:
+                raise ValueError(
+                    f"'{asked[0]}=True' compares student and 'teacher={plan.teacher.source}' anchor by anchor, but "
+                    f"{reason}. Leave it out, or give another teacher."
+                )
+            if set(switches) == {f"{name}_distill" for name in every} and not plan.args.uses_features:
+                raise ValueError(
+                    f"Student and 'teacher={plan.teacher.source}' have nothing to compare: {reason}, and the losses on "
+                    f"feature maps are off. Switch these on, or give another teacher."
+                )
+            notes.append(f"{reason[0].upper()}{reason[1:]}: {_listed(switches)} switched off.")
+            plan = replace(plan, args=replace(plan.args, **dict.fromkeys(switches, False)))
+        return plan, notes
+
+    def _incomparable(self, plan: Plan, names: Sequence[str]) -> str | None:
+        """Return why nothing that the two heads say of an anchor can be compared, if it cannot."""
+        own, teacher = plan.heads
+        if not plan.teacher.classes:
+            return f"the teacher knows none of the dataset's {len(names)} classes {some(names)}"
+        if own.strides != teacher.strides:
+            return f"the student's anchors have strides {list(own.strides)}, and the teacher's {list(teacher.strides)}"
+        if not set(own.branches) & set(teacher.branches):
+            return (
+                f"the student's head has the branches {list(own.branches)}, and the teacher's {list(teacher.branches)}"
+            )
+        side = None if plan.teacher.follows_student else plan.teacher.first.imgsz
+        if side not in {None, plan.imgsz}:
+            return f"the teacher sees images of {side} pixels, and the student of {plan.imgsz}"
+        return None
+
+    def _unlike(self, own: DenseHead, teacher: DenseHead) -> list[tuple[str, str | None]]:
+        """Return by loss why what the two heads say cannot be compared, None where it can."""
+        if own.bins == teacher.bins > 1:
+            return [("dfl", None)]
+        sizes = f"'reg_max' is {own.bins} in the student's head and {teacher.bins} in the teacher's"
+        return [("dfl", f"{sizes}, so there are no two distributions of one kind")]
+
+    def build_loss(self, plan: Plan) -> DenseDistillationLoss:
+        """Return the losses of a run."""
+        return DenseDistillationLoss(terms=plan.args.terms, **self.loss_settings(plan))
+
+    def prepare(self, plan: Plan, batch: dict[str, Any], loaded: dict[str, Any]) -> Lesson:
+        """Find the objects of classes that the teacher does not know."""
+        if plan.teacher.known_classes is None:
+            return Lesson()
+        unknown = torch.isin(loaded["cls"].flatten().long(), torch.tensor(plan.teacher.classes), invert=True)
+        # Found on the host: asking a CUDA tensor which they are would synchronise
+        return Lesson(unknown=unknown.nonzero()[:, 0].to(batch["img"].device, non_blocking=True))
+
+    def shared(self, predictions: Any) -> list[Tensor]:
+        """Return the maps that the head is given: no part of what it says do all losses come from."""
+        return (predictions.get("one2many") or predictions)["feats"]
+
+    def compare(
+        self,
+        plan: Plan,
+        loss: DenseDistillationLoss,
+        predictions: Any,
+        features: list[Tensor],
+        answer: Answer,
+        batch: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Return the losses between what two heads say of the same anchors, branch by branch."""
+        said, maps = answer
+        if not plan.args.uses_answer:
+            return loss.losses({}, {}, features, maps)
+        own, teacher = plan.heads
+        branches = [branch for branch in teacher.branches if branch in own.branches]
+        student, unknown = own.read(predictions, branches), None
+        if (classes := plan.teacher.known_classes) is not None:
+            student = {k: {**x, "scores": x["scores"].index_select(1, classes)} for k, x in student.items()}
+            unknown = _on_objects(own.points(predictions), batch[LESSON].unknown, batch)
+        return loss.losses(student, {branch: said[branch] for branch in branches}, features, maps, unknown)
+
+    def scale(self, batch: dict[str, Any]) -> int:
+        """Return the batch's size, by which upstream multiplies its own loss."""
+        return len(batch["img"])
+
+    def blank_batch(self, images: Tensor, plan: Plan) -> dict[str, Any]:
+        """Return a batch whose images show one object each, which the teacher knows."""
+        count = len(images)
+        known = plan.teacher.classes[0] if plan.teacher.classes else 0
+        return {
+            "img": images,
+            "batch_idx": torch.arange(count, device=images.device, dtype=torch.float32),
+            "cls": images.new_full((count, 1), known),
+            "bboxes": images.new_tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(count, 1),
+            LESSON: Lesson(unknown=torch.zeros(0, dtype=torch.int64, device=images.device)),
+        }
+
+    def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
+        """Measure the teacher on validation images by upstream's own metrics, over the classes that it knows."""
+        teacher = plan.teacher
+        if not teacher.members or not teacher.classes or teacher.first.imgsz or not self._can_judge(plan):
+            return []
+        with tempfile.TemporaryDirectory() as scratch:
+            given = {k: getattr(plan.training, k) for k in VALIDATION}
+            validator = self.validator_class(save_dir=Path(scratch), args={**given, "task": self.name, "plots": False})
+        validator.device, validator.data = teacher.device, plan.data
+        validator.init_metrics(SimpleNamespace(names=plan.data["names"]))
+        count = 0
+        for samples in _alike(dataset, CHECKED_IMAGES, batch):
+            loaded = validator.preprocess(dataset.collate_fn(samples))
+            said, _ = teacher(loaded["img"])
+            # Of an end-to-end head too, as it is that branch that teaches the student's backbone
+            answer = self.predictions(next(iter(said.values())), teacher.classes, plan.data["nc"])
+            validator.update_metrics(validator.postprocess(answer), loaded)
+            count += len(samples)
+        validator.get_stats()
+        measured = getattr(validator.metrics, self.metrics)
+        known = np.isin(measured.ap_class_index, teacher.classes)
+        if not known.any():
+            return []
+        reached = float(np.mean(measured.ap[known]))
+        said = f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {count} validation images"
+        if reached >= LEAST_MAP:
+            return [(False, f"{said}.")]
+        return [
+            (
+                True,
+                f"{said}: it has nothing to teach. Check its classes and the size of its images, or give a better one.",
+            )
+        ]
+
+    def _can_judge(self, plan: Plan) -> bool:
+        """Tell whether what the teacher says can be measured on the dataset's labels."""
+        return True
+
+    def predictions(self, said: dict[str, Tensor], classes: Sequence[int], count: int) -> Any:
+        """Return what a branch says as upstream's validators take it: (B, 4 + classes + others, A).
+
+        Args:
+            said (dict[str, Tensor]): See `utils.distillation.dense`.
+            classes (Sequence[int]): The classes that its scores stand for.
+            count (int): The number of classes of the dataset.
+        """
+        scores = said["scores"].float().sigmoid()
+        every = scores.new_zeros(len(scores), count, scores.shape[2])
+        every[:, list(classes)] = scores
+        return torch.cat([xyxy2xywh(said["boxes"]).transpose(1, 2), every], 1)
+
+
+def _alike(dataset: Dataset, limit: int, batch: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield evenly spaced samples of a dataset, some at a time whose images are of one size."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).round().astype(int))
+    for _, samples in groupby((dataset[int(i)] for i in chosen), lambda sample: sample["img"].shape):
+        samples = list(samples)
+        for start in range(0, len(samples), batch):
+            yield samples[start : start + batch]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return arguments as a sentence names them, with its verb."""
+    quoted = [f"'{word}'" for word in words]
+    return f"{', '.join(quoted[:-1])} and {quoted[-1]} are" if len(quoted) > 1 else f"{quoted[0]} is"
+
+
+def _on_objects(points: Tensor, chosen: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Return whether an anchor lies in the box of one of some objects, (B, A).
+
+    Args:
+        points (Tensor): The anchors in pixels, (A, 2).
+        chosen (Tensor): Indices of the objects, (K,).
+        batch (dict[str, Any]): With all objects' `batch_idx` and `bboxes`, shares of the image's size.
+    """
+    height, width = batch["img"].shape[2:]
+    boxes = batch["bboxes"].float().index_select(0, chosen)
+    x, y = points[:, 0] - boxes[:, :1] * width, points[:, 1] - boxes[:, 1:2] * height
+    w, h = boxes[:, 2:3] * width / 2, boxes[:, 3:4] * height / 2
+    angle = boxes[:, 4:5] if boxes.shape[1] == 5 else torch.zeros_like(boxes[:, :1])
+    cos, sin = angle.cos(), angle.sin()
+    inside = ((x * cos + y * sin).abs() < w) & ((y * cos - x * sin).abs() < h)
+    found = torch.zeros(len(batch["img"]), len(points), device=points.device)
+    return found.index_add_(0, batch["batch_idx"].long().index_select(0, chosen), inside.float()) > 0
