@@ -15,7 +15,11 @@ from helpers import TRAINING, load_benchmark, train
 from teachers import onnx, timm_safetensors
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.engine.distillation.compare import table
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.distillation import DistillationLoss, methods, registry, response_loss
+
+from distill_train_example import write_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 MANUALS = ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"]
@@ -106,6 +110,15 @@ def test_evidence_is_what_was_measured():
         assert " | ".join([*(f"{x:.2f}" for x in tops), *found]) in manual
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "words"), [("photos", "test summary", "test top-1"), ("accuracy_digits", "summary", "top-1")]
+)
+def test_what_todays_losses_reach_is_what_was_measured(name, what, words):
+    report = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    assert report[what]["plain"]["seeds"] == 5
+    assert table(report[what], words) in (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+
+
 def test_the_cost_of_a_step_is_what_was_measured():
     text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
     show = load_benchmark("common").show
@@ -169,6 +182,16 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
     for place, make in (("path/to/weights.safetensors", timm_safetensors), ("path/to/model.onnx", onnx)):
         if place in command:
             places[place] = make(tmp_path, teacher).rpartition("@")[2]
+    if "path/to/scenes.yaml" in command:
+        data = write_scenes(tmp_path / "scenes", "detect", train=8, val=4, side=64)
+        detector = {
+            **TRAINING,
+            "imgsz": 64,
+            "model": "yolo11n.yaml",
+            "data": str(data),
+            "project": str(tmp_path / "made"),
+        }
+        places |= {"path/to/scenes.yaml": str(data), "path/to/detector.pt": str(train(detector, DetectionTrainer).best)}
     for place, path in places.items():
         arguments = [argument.replace(place, path) for argument in arguments]
     if "teacher=self" in arguments:
