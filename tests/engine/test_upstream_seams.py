@@ -89,6 +89,7 @@ FUNCTIONS = {
     "ultralytics.utils.checks.check_model_file_from_stem": "model",
     "ultralytics.utils.checks.check_yaml": "file, suffix, hard",
     "ultralytics.utils.downloads.attempt_download_asset": "file, repo, release, kwargs",
+    "ultralytics.utils.files.get_latest_run": "search_dir",
     "ultralytics.utils.files.increment_path": "path, exist_ok, sep, mkdir",
     "ultralytics.utils.ops.xywh2xyxy": "x",
     "ultralytics.utils.ops.xyxy2xywh": "x",

@@ -69,6 +69,7 @@ def plain(settings):
     return {k: v for k, v in settings.items() if k != "teacher" and "distill" not in k}
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("task", TASKS)
 def test_a_student_learns_all_that_the_heads_say(task, settings_of):
     """Every loss is in the total and in the tables, and each by itself moves the backbone."""
