@@ -211,7 +211,8 @@ def _place(scene: np.ndarray, digit: np.ndarray, draw: np.random.Generator, most
     x, y, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     corners = (np.array([[x, y], [right, y], [right, bottom], [x, bottom]]) @ turn.T + shift) / side
     ends = (np.array([[(x + right) / 2, y], [(x + right) / 2, bottom]]) @ turn.T + shift) / side
-    low, high = np.argwhere(ink).min(0)[::-1] / side, (np.argwhere(ink).max(0)[::-1] + 1) / side
+    inked = np.argwhere(ink)[:, ::-1]
+    low, high = inked.min(0) / side, (inked.max(0) + 1) / side
     box = [*(low + high) / 2, *(high - low)]
     return {
         "detect": box,

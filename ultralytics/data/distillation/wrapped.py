@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ultralytics.data import ClassificationDataset
 from ultralytics.utils import LOGGER
 
-__all__ = ("ReadableDataset", "WrappedDataset", "spaced_batches")
+__all__ = ("ReadableDataset", "WrappedDataset", "spaced", "spaced_batches")
 
 
 class WrappedDataset(Dataset):
@@ -70,6 +70,12 @@ class ReadableDataset(WrappedDataset):
             ) from e
 
 
+def spaced(dataset: Dataset, limit: int | None = None) -> list[int]:
+    """Return the places of evenly spaced images in a dataset, at most `limit` of them, or of all."""
+    count = min(len(dataset), limit or len(dataset))
+    return torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
+
+
 def spaced_batches(
     dataset: Dataset, classes: Collection[int], limit: int | None = None, batch: int = 64
 ) -> Iterator[tuple[list[int], Tensor, list[int]]]:
@@ -86,9 +92,9 @@ def spaced_batches(
         images (Tensor): Images of shape (B, channels, H, W), float32.
         labels (list[int]): Their classes.
     """
-    count = min(len(dataset), limit or len(dataset))
-    for part in torch.linspace(0, len(dataset) - 1, count).round().long().split(batch):
-        samples = [(i, dataset[i]) for i in part.tolist()]
+    chosen = spaced(dataset, limit)
+    for start in range(0, len(chosen), batch):
+        samples = [(i, dataset[i]) for i in chosen[start : start + batch]]
         samples = [(i, sample) for i, sample in samples if int(sample["cls"]) in classes]
         if samples:
             images = torch.stack([sample["img"] for _, sample in samples]).float()

@@ -117,10 +117,11 @@ def _check_losses(task: DistillationTask, plan: Plan) -> None:
     Raises:
         ValueError: If one is asked for.
     """
-    for name in plan.args.terms.keys() - set(task.terms):
-        raise ValueError(
-            f"'{name}_distill=True' compares what the heads of the task '{task.name}' do not say. Leave it out."
-        )
+    for name in plan.args.terms:
+        if name not in task.terms:
+            raise ValueError(
+                f"'{name}_distill=True' compares what the heads of the task '{task.name}' do not say. Leave it out."
+            )
     if not plan.args.response_distill:
         return
     for choice in choose("response_method", plan.args.response_method):

@@ -307,7 +307,7 @@ class DenseDistillationLoss(DistillationLoss):
 
     def forward(self, *answers: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of `losses`, and them detached and unweighted."""
-        return self._sum(self.losses(*answers))
+        return self._sum(self.losses(*answers), torch.zeros(()))
 
     def losses(
         self,

@@ -150,11 +150,12 @@ class DistillationLoss(nn.Module):
         Raises:
             ValueError: If shapes disagree between student, teacher and the channels given at construction.
         """
-        return self._sum(self.losses(student_logits, teacher_logits, student_features, teacher_features, labels))
+        losses = self.losses(student_logits, teacher_logits, student_features, teacher_features, labels)
+        return self._sum(losses, student_logits.new_zeros(()))
 
-    def _sum(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum of losses, and them detached."""
-        total = sum(weigh(losses, self.weights).values(), torch.zeros(()))
+    def _sum(self, losses: dict[str, Tensor], zero: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of losses, zero where there are none, and them detached."""
+        total = sum(weigh(losses, self.weights).values(), zero)
         return total, {name: loss.detach() for name, loss in losses.items()}
 
     def losses(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
 from ultralytics.engine.distillation.plan import Plan, Score
 from ultralytics.engine.distillation.task import DistillationTask
@@ -92,14 +93,12 @@ class DetectionTask(DistillationTask):
                 plan.teacher.first.imgsz = None  # or images that are not square would be made so
         plan = replace(plan, heads=(own, teacher))
         every = [name for name in ("response", *self.terms) if getattr(plan.args, f"{name}_distill")]
-        found = {}
-        for name, reason in (
-            *((name, self._incomparable(plan, names)) for name in every),
-            *self._unlike(own, teacher),
-        ):
-            if reason and name in every:
-                found.setdefault(reason, []).append(f"{name}_distill")
-        for reason, switches in found.items():
+        nothing = self._incomparable(plan, names)
+        reasons = dict.fromkeys(every, nothing) if nothing else self._unlike(own, teacher)
+        for reason in dict.fromkeys(reasons.values()):
+            switches = [f"{name}_distill" for name in every if reasons.get(name) == reason]
+            if not switches:
+                continue
             asked = [switch for switch in switches if switch in plan.given]
             if asked:
                 raise ValueError(
@@ -127,16 +126,16 @@ class DetectionTask(DistillationTask):
                 f"the student's head has the branches {list(own.branches)}, and the teacher's {list(teacher.branches)}"
             )
         side = None if plan.teacher.follows_student else plan.teacher.first.imgsz
-        if side not in {None, plan.imgsz}:
+        if side:
             return f"the teacher sees images of {side} pixels, and the student of {plan.imgsz}"
         return None
 
-    def _unlike(self, own: DenseHead, teacher: DenseHead) -> list[tuple[str, str | None]]:
-        """Return by loss why what the two heads say cannot be compared, None where it can."""
+    def _unlike(self, own: DenseHead, teacher: DenseHead) -> dict[str, str]:
+        """Return by loss why what the two heads say cannot be compared, where it cannot."""
         if own.bins == teacher.bins > 1:
-            return [("dfl", None)]
+            return {}
         sizes = f"'reg_max' is {own.bins} in the student's head and {teacher.bins} in the teacher's"
-        return [("dfl", f"{sizes}, so there are no two distributions of one kind")]
+        return {"dfl": f"{sizes}, so there are no two distributions of one kind"}
 
     def build_loss(self, plan: Plan) -> DenseDistillationLoss:
         """Return the losses of a run."""
@@ -194,7 +193,10 @@ class DetectionTask(DistillationTask):
     def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
         """Measure the teacher on validation images by upstream's own metrics, over the classes that it knows."""
         teacher = plan.teacher
-        if not teacher.members or not teacher.classes or teacher.first.imgsz or not self._can_judge(plan):
+        if not teacher.members or not teacher.classes or teacher.first.imgsz:
+            return []
+        own, theirs = plan.heads
+        if own.keypoints != theirs.keypoints:  # the dataset's labels are as the student's are
             return []
         with tempfile.TemporaryDirectory() as scratch:
             given = {k: getattr(plan.training, k) for k in VALIDATION}
@@ -218,16 +220,8 @@ class DetectionTask(DistillationTask):
         said = f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {count} validation images"
         if reached >= LEAST_MAP:
             return [(False, f"{said}.")]
-        return [
-            (
-                True,
-                f"{said}: it has nothing to teach. Check its classes and the size of its images, or give a better one.",
-            )
-        ]
-
-    def _can_judge(self, plan: Plan) -> bool:
-        """Tell whether what the teacher says can be measured on the dataset's labels."""
-        return True
+        advice = "Check its classes and the size of its images, or give a better one."
+        return [(True, f"{said}: it has nothing to teach. {advice}")]
 
     def predictions(self, said: dict[str, Tensor], classes: Sequence[int], count: int) -> Any:
         """Return what a branch says as upstream's validators take it: (B, 4 + classes + others, A).
@@ -245,8 +239,7 @@ class DetectionTask(DistillationTask):
 
 def _alike(dataset: Dataset, limit: int, batch: int) -> Iterator[list[dict[str, Any]]]:
     """Yield evenly spaced samples of a dataset, some at a time whose images are of one size."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).round().astype(int))
-    for _, samples in groupby((dataset[int(i)] for i in chosen), lambda sample: sample["img"].shape):
+    for _, samples in groupby(map(dataset.__getitem__, spaced(dataset, limit)), lambda sample: sample["img"].shape):
         samples = list(samples)
         for start in range(0, len(samples), batch):
             yield samples[start : start + batch]

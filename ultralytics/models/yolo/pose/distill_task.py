@@ -37,16 +37,14 @@ class PoseTask(DetectionTask):
     terms = (*DetectionTask.terms, "keypoint")
     defaults: ClassVar[dict[str, Any]] = {**DetectionTask.defaults, "keypoint_distill": True}
 
-    def _unlike(self, own: DenseHead, teacher: DenseHead) -> list[tuple[str, str | None]]:
-        """Return by loss why what the two heads say cannot be compared, None where it can."""
-        same = own.keypoints == teacher.keypoints
-        shapes = f"the student has keypoints of shape {own.keypoints}, and the teacher of {teacher.keypoints}"
-        return [*super()._unlike(own, teacher), ("keypoint", None if same else shapes)]
-
-    def _can_judge(self, plan: Plan) -> bool:
-        """Tell whether the teacher's keypoints are those of the dataset."""
-        own, teacher = plan.heads
-        return own.keypoints == teacher.keypoints
+    def _unlike(self, own: DenseHead, teacher: DenseHead) -> dict[str, str]:
+        """Return by loss why what the two heads say cannot be compared, where it cannot."""
+        found = super()._unlike(own, teacher)
+        if own.keypoints != teacher.keypoints:
+            found["keypoint"] = (
+                f"the student has keypoints of shape {own.keypoints}, and the teacher of {teacher.keypoints}"
+            )
+        return found
 
     def blank_batch(self, images: Tensor, plan: Plan) -> dict[str, Any]:
         """Return a batch whose images show one object each, with its keypoints."""
