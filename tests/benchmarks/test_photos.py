@@ -23,15 +23,22 @@ def test_the_gap_is_that_of_shared_seeds():
     assert photos.gap_closed(measured, 85.0) == {"distilled": pytest.approx(50)}
 
 
-def test_two_halves_share_no_training_image(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("count", "each"), [(2, 10), (4, 5)])
+def test_parts_share_no_training_image(digits, tmp_path, monkeypatch, count, each):
     monkeypatch.setattr(photos, "PROJECT", tmp_path)
-    halves = [photos.half(digits, which) for which in (1, 2)]
-    assert halves == [photos.half(digits, which) for which in (1, 2)]  # once made they stay
-    images = [{x.relative_to(half) for x in half.glob("*/*/*")} for half in halves]
-    both = {x.relative_to(digits) for x in digits.glob("*/*/*")}
-    assert images[0] | images[1] == both
-    assert images[0] & images[1] == {x for x in both if x.parts[0] == "val"}
-    assert all(len(list(half.glob("train/3/*"))) == 10 for half in halves)
+    parts = [photos.take_part(digits, f"{which}/{count}") for which in range(1, count + 1)]
+    assert photos.take_part(digits, f"1/{count}") == parts[0]  # once made they stay
+    images = [{x.relative_to(part) for x in part.glob("*/*/*")} for part in parts]
+    all_images = {x.relative_to(digits) for x in digits.glob("*/*/*")}
+    assert set.union(*images) == all_images
+    assert images[0] & images[1] == {x for x in all_images if x.parts[0] == "val"}
+    assert all(len(list(part.glob("train/3/*"))) == each for part in parts)
+
+
+@pytest.mark.parametrize("part", [0.5, "0/2", "3/2", "half"])
+def test_a_part_that_is_none_is_refused(tmp_path, part):
+    with pytest.raises(ValueError, match="1/2"):
+        photos.take_part(tmp_path, part)
 
 
 @pytest.mark.slow

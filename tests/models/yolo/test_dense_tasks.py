@@ -1,5 +1,6 @@
 """Detectors, and networks of masks, keypoints and oriented boxes: a whole run of each, on scenes of digits."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from helpers import Stopped, rows, same, stop_after, train, weights
 from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.distillation import TRAINERS, find_trainer
+from ultralytics.models.yolo.detect import distill_validation
 from ultralytics.models.yolo.detect.distill_task import _on_objects
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 
 from distill_train_example import write_scenes
 from train import main as train_script
@@ -50,6 +52,30 @@ def prepared(place):
         return data, best
 
     return prepare
+
+
+STILL = {"mosaic": 0.0, "fliplr": 0.0, "scale": 0.0, "translate": 0.0}
+
+
+@pytest.fixture(scope="module")
+def learned(place, prepared):
+    """Return a function that gives scenes of one class, validated on those trained on, and what has learned them."""
+
+    def learn(task, family):
+        data, folder = place / f"{task}-one.yaml", place / f"learned_{task}_{family}"
+        if not data.exists():
+            content = YAML.load(prepared(task)[0])
+            scenes = shutil.copytree(content["path"], place / f"{task}-one", ignore=shutil.ignore_patterns("*.cache"))
+            for file in scenes.glob("labels/*/*.txt"):
+                file.write_text("\n".join(" ".join(["0", *x.split()[1:]]) for x in file.read_text().splitlines()))
+            YAML.save(data, {**content, "path": str(scenes), "val": "images/train", "names": {0: "digit"}})
+        if not folder.exists():
+            own = {**SETTINGS, **STILL, "epochs": 25, "warmup_epochs": 0, "lr0": 0.003, "val": False}
+            own |= {"model": f"yolo{family}n{TASKS[task]}.yaml", "data": str(data), "name": folder.name}
+            train({**own, "project": str(place)}, TRAINERS[task].task.plain_trainer)
+        return str(data), folder / "weights" / "best.pt"
+
+    return learn
 
 
 @pytest.fixture
@@ -240,33 +266,19 @@ def test_the_check_leaves_the_training_as_it_is(settings_of):
 
 
 @pytest.mark.slow
-def test_the_check_is_upstreams_validation(settings_of, tmp_path):
+def test_the_check_is_upstreams_validation(learned, settings_of, tmp_path):
     """Of a network that has learned a little, on the images that it has learned, beside a class unknown to it."""
-    settings = settings_of("pose")
-    content = YAML.load(settings["data"])
-    data = tmp_path / "scenes"
-    shutil.copytree(content["path"], data, ignore=shutil.ignore_patterns("*.cache"))
-    for file in data.glob("labels/*/*.txt"):
-        file.write_text("\n".join(" ".join(["0", *x.split()[1:]]) for x in file.read_text().splitlines()))
-    content |= {"path": str(data), "val": "images/train"}
-    YAML.save(tmp_path / "one.yaml", {**content, "names": {0: "digit"}})
-    still = {
-        "epochs": 25,
-        "warmup_epochs": 0,
-        "lr0": 0.003,
-        "mosaic": 0.0,
-        "fliplr": 0.0,
-        "scale": 0.0,
-        "translate": 0.0,
-    }
-    own = {**plain(settings), **still, "data": str(tmp_path / "one.yaml"), "val": False, "name": "teacher"}
-    teacher = train(own, TRAINERS["pose"].task.plain_trainer).best
-    measured = YOLO(teacher).val(data=own["data"], imgsz=64, batch=8, plots=False, nms=True, project=tmp_path).pose.map
+    data, teacher = learned("pose", "11")
+    measured = YOLO(teacher).val(data=data, imgsz=64, batch=8, plots=False, nms=True, project=tmp_path).pose.map
     assert measured > 0.03
-    for file in data.glob("labels/*/*.txt"):
+    content = YAML.load(data)
+    scenes = tmp_path / "scenes"
+    shutil.copytree(content["path"], scenes, ignore=shutil.ignore_patterns("*.cache"))
+    for file in scenes.glob("labels/*/*.txt"):
         file.write_text("\n".join(" ".join(["1", *x.split()[1:]]) for x in file.read_text().splitlines()))
-    YAML.save(tmp_path / "two.yaml", {**content, "names": {0: "cow", 1: "digit"}})
-    trainer = TRAINERS["pose"](overrides={**settings, "data": str(tmp_path / "two.yaml"), "teacher": str(teacher)})
+    YAML.save(tmp_path / "two.yaml", {**content, "path": str(scenes), "names": {0: "cow", 1: "digit"}})
+    given = {"data": str(tmp_path / "two.yaml"), "teacher": str(teacher)}
+    trainer = TRAINERS["pose"](overrides={**settings_of("pose"), **given})
     trainer._setup_train()
     ((is_warning, sentence),) = trainer.task.judge(trainer.plan, trainer.test_loader.dataset, 8)
     assert not is_warning
@@ -387,3 +399,66 @@ def test_every_entrance_leads_to_the_trainer_of_the_models_task(settings_of):
     assert model.trainer.args.teacher == trainer.args.teacher
     plain_run = train_script(["use_distillation=False", *(f"{k}={v}" for k, v in plain(settings_of("obb")).items())])
     assert type(plain_run) is TRAINERS["obb"].task.plain_trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("obb", "11")])
+def test_the_report_has_the_figures_of_upstreams_validation(task, family, learned, settings_of, tmp_path, monkeypatch):
+    """Of a student that goes on from what has learned, and of a teacher that has not."""
+    monkeypatch.setattr(distill_validation, "SURE", 0.01)
+    data, start = learned(task, family)
+    given = {**STILL, "data": data, "model": str(start), "lr0": 1e-5, "teacher_names": ["digit"] + list("123456789")}
+    given |= {"baseline": str(start.parents[1]), "plots": True}
+    trainer = train({**settings_of(task, family), **given}, TRAINERS[task])
+    found = json.loads((trainer.save_dir / "distillation.json").read_text())
+    files = {"student": trainer.best, "baseline": start}
+    for who, file in files.items():
+        metrics = YOLO(file).val(data=data, imgsz=64, batch=8, plots=False, project=tmp_path)
+        measured = getattr(metrics, trainer.task.metrics)
+        assert measured.map > 0.01
+        assert found["networks"][who]["map"] == pytest.approx(measured.map, rel=1e-3)
+        assert found["networks"][who]["map50"] == pytest.approx(measured.map50, rel=1e-3)
+        assert found["classes"][0][who] == pytest.approx(measured.map, rel=1e-3)
+    assert found["networks"]["student"]["map"] == pytest.approx(trainer.metrics[trainer.task.score.column], rel=1e-3)
+    assert found["networks"]["teacher"]["map"] < 0.01
+    assert found["images"] == 24
+    (row,) = found["classes"]
+    assert row["objects"] == sum(
+        len(file.read_text().splitlines()) for file in Path(YAML.load(data)["path"]).glob("labels/train/*.txt")
+    )
+    assert found["compared"] == "baseline"
+    assert found["agreement"] > 0.5  # as one is nearly the other
+    assert found["pull"].keys() == {"loss", *trainer.distiller.weights}
+    assert any("it has no more to teach" in finding for finding in found["findings"])
+    page = (trainer.save_dir / "distillation.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "digit" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "networks"),
+    [
+        ({}, ["student", "teacher"]),
+        ({"teacher": "self"}, ["student"]),
+        ({"rect": True, "distill_balance": "auto"}, ["student", "teacher"]),
+    ],
+)
+def test_every_kind_of_run_has_a_report(given, networks, settings_of, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+    trainer = train({**settings_of("detect", fraction=0.34, plots=True), **given}, TRAINERS["detect"])
+    assert not [w for w in warnings if "could not" in w]
+    found = json.loads((trainer.save_dir / "distillation.json").read_text())
+    assert list(found["networks"]) == networks
+    assert not found["known_to_teacher_only"]
+
+
+@pytest.mark.parametrize("known", [["7", "8"], []])
+def test_networks_are_compared_on_classes_that_the_teacher_knows(known, settings_of):
+    names = [*known, *"abcdefghij"[len(known) :]]
+    given = {"teacher_names": names, "fraction": 0.34, "plots": True}
+    trainer = train({**settings_of("detect"), **given}, TRAINERS["detect"])
+    found = json.loads((trainer.save_dir / "distillation.json").read_text())
+    assert ("teacher" in found["networks"]) == found["known_to_teacher_only"] == bool(known)
+    assert {row["name"] for row in found["classes"]} <= set(known or "0123456789")
+    assert len(found["classes"]) > (2 if not known else 0)

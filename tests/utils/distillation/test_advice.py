@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from ultralytics.utils.distillation.advice import Figures, advise, paired_z
+from ultralytics.utils.distillation.advice import Figures, advise, jackknife_z, paired_z
 
 LABELS = torch.arange(1000) % 4
 
@@ -14,27 +14,37 @@ def right(share, start=0):
     return (torch.arange(1000) - start) % 1000 < share * 1000
 
 
-def figures(**given):
+GOOD = {"student": right(0.9), "teacher": right(0.95), "baseline": right(0.8)}
+
+
+def figures(right=GOOD, **given):
     """Return figures that nothing is to be said about, with changes."""
-    good = {"student": right(0.9), "teacher": right(0.95), "baseline": right(0.8)}
-    return Figures(**{"labels": LABELS, "names": list("abcd"), "right": good, **given})
+    chosen = {name: c == LABELS for c, name in enumerate("abcd")}
+
+    def lead(a, b, name):
+        places = slice(None) if name is None else chosen[name]
+        return paired_z(right[a][places], right[b][places])
+
+    score = {who: x.double().mean().item() for who, x in right.items()}
+    classes = {name: {who: x[y].double().mean().item() for who, x in right.items()} for name, y in chosen.items()}
+    return Figures("top-1", 1000, score, classes, lead, **given)
 
 
 def without(name):
-    return {k: v for k, v in figures().right.items() if k != name}
+    return {k: v for k, v in GOOD.items() if k != name}
 
 
 def test_says_nothing_of_a_good_run():
     curve = [0.1, 0.5, 0.8, 0.9, 0.9]
     assert advise(figures(curve=curve, pull={"loss": 0.4, "feature_loss": 0.6}, entropy=0.5, temperature=4.0)) == []
-    assert advise(Figures(LABELS, list("abcd"), {"student": right(0.9)})) == []
+    assert advise(figures({"student": right(0.9)})) == []
 
 
 WORST = {"student": right(0.9), "teacher": right(0.95) & (LABELS != 2), "baseline": right(0.8)}
 CASES = {
     "teacher below the student": (
         {"right": {**without("baseline"), "teacher": right(0.85)}},
-        ["85.0%", "90.0%", "`teacher`"],
+        ["85.0% top-1", "90.0%", "`teacher`"],
     ),
     "teacher below a plain student": (
         {"right": {"student": right(0.7), "teacher": right(0.75), "baseline": right(0.65) | right(0.12, 800)}},
@@ -59,7 +69,8 @@ CASES = {
     "a response": ({"pull": {"loss": 0.05, "response_loss": 0.95}}, ["its share in `response_method`"]),
     "too hot": ({"entropy": 0.97, "temperature": 9.0}, ["At temperature 9", "97%", "Lower `temperature`"]),
     "too cold": ({"entropy": 0.01, "temperature": 1.0}, ["At temperature 1", "1%", "Raise `temperature`"]),
-    "rising": ({"curve": [0.1, 0.2, 0.3, 0.4, 0.5]}, ["rose by 10.0 points", "`epochs`"]),
+    "boxes": ({"pull": {"loss": 0.05, "box_distill_loss": 0.95}}, ["Lower `box_weight`"]),
+    "rising": ({"curve": [0.1, 0.2, 0.3, 0.4, 0.5]}, ["The top-1 rose by 10.0 points", "`epochs`"]),
 }
 
 
@@ -101,3 +112,11 @@ def test_paired_z():
     assert paired_z(a, b) == pytest.approx(10 / math.sqrt(30))
     assert paired_z(b, a) == -paired_z(a, b)
     assert paired_z(a, a) == 0
+
+
+def test_jackknife_of_a_mean_is_its_standard_error():
+    """For a mean of groups it is the closed form, the deviation of the groups by the root of their number."""
+    values = torch.tensor([0.3, -0.1, 0.2, 0.5, 0.1]).double()
+    without = [(values.sum() - x).item() / 4 for x in values]
+    assert jackknife_z(values.mean().item(), without) == pytest.approx((values.mean() / (values.std() / 5**0.5)).item())
+    assert jackknife_z(0.1, [0.1, 0.1]) == jackknife_z(0.1, [0.1]) == jackknife_z(0.1, []) == 0

@@ -3,59 +3,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
+from ultralytics.utils.distillation.dense import TERMS
 
-__all__ = ("Figures", "advise", "paired_z")
+__all__ = ("Figures", "advise", "jackknife_z", "paired_z")
 
 DOMINANT = 0.9  # share of the whole pull
 UNIFORM, SURE = 0.95, 0.05  # normalized entropy of the softened teacher
-RISING = 0.5  # points of top-1, from one fifth of the epochs to the next
+RISING = 0.5  # points of the score, from one fifth of the epochs to the next
 LIKELY, VERY_LIKELY = 1.96, 2.58  # standard errors of 95 and 99 %, the latter for each of many classes
 ARGUMENTS = {  # what sets a loss's weight; of others, a share in `feature_method` or `response_method`
     "loss": "distill_beta",
     "feature_loss": "feature_weight",
     "attention_loss": "attention_weight",
+    **{f"{name}_distill_loss": f"{name}_weight" for name in TERMS},
 }
 
 
 @dataclass
 class Figures:
-    """What was measured of a run, on the same N validation images for all networks.
+    """What was measured of a run, on the same validation images for all networks.
 
     Attributes:
-        labels (Tensor): Class indices, (N,).
-        names (Sequence[str]): Class names by index.
-        right (dict[str, Tensor]): Whether `student`, and if known `teacher` and `baseline`, named each image rightly,
-            (N,) booleans.
-        curve (Sequence[float]): Top-1 accuracy per epoch, 0 to 1.
+        words (str): What a score is called, e.g. top-1.
+        images (int): The number of images.
+        score (Mapping[str, float]): That of `student`, and if known `teacher` and `baseline`, 0 to 1.
+        classes (Mapping[str, Mapping[str, float]]): The same on each class, by its name.
+        lead (Callable): Gives by how many standard errors one network's score is above another's, for their names and
+            that of a class, or None for all of them.
+        curve (Sequence[float]): The student's score per epoch, 0 to 1.
         pull (dict[str, float]): Share of each weighted loss in the pull on the student, empty if not measured.
         entropy (float | None): Normalized entropy of the teacher's answers at `temperature`, None without answers.
         temperature (float | None): The response loss's, None if that is off.
         balanced (bool): Whether the losses were balanced by their gradients.
     """
 
-    labels: Tensor
-    names: Sequence[str]
-    right: dict[str, Tensor]
+    words: str
+    images: int
+    score: Mapping[str, float]
+    classes: Mapping[str, Mapping[str, float]]
+    lead: Callable[[str, str, str | None], float]
     curve: Sequence[float] = ()
     pull: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
     temperature: float | None = None
     balanced: bool = False
 
-    def top1(self, who: str) -> float:
-        """Return a network's accuracy, 0 to 1."""
-        return self.right[who].double().mean().item()
-
 
 def paired_z(a: Tensor, b: Tensor) -> float:
     """Return by how many standard errors `a` is right more often than `b` on the same images, after McNemar 1947."""
     only_a, only_b = (a & ~b).sum().item(), (b & ~a).sum().item()
     return (only_a - only_b) / max(1.0, (only_a + only_b) ** 0.5)
+
+
+def jackknife_z(difference: float, without: Sequence[float]) -> float:
+    """Return how many standard errors a difference is from 0, from what it is without each of some groups of images.
+
+    The groups are equally large, and all images are in one of them.
+
+    References:
+        Efron and Tibshirani 1993, "An Introduction to the Bootstrap", equation 11.5, for groups.
+    """
+    values, count = np.array(without), len(without)
+    error = ((count - 1) / count * np.square(values - values.mean()).sum()) ** 0.5 if count > 1 else 0.0
+    return difference / error if error else 0.0
 
 
 def advise(figures: Figures) -> list[str]:
@@ -66,27 +81,27 @@ def advise(figures: Figures) -> list[str]:
 def _teacher_is_no_better(f: Figures) -> str | None:
     """A teacher that is not better has nothing to teach."""
     for other in ("baseline", "student"):
-        if {"teacher", other} <= f.right.keys() and f.top1("teacher") <= f.top1(other) < 1:
+        if {"teacher", other} <= f.score.keys() and f.score["teacher"] <= f.score[other] < 1:
             who = "a plain student" if other == "baseline" else "the student"
             return (
-                f"The teacher names {f.top1('teacher'):.1%} of the validation images correctly and {who} "
-                f"{f.top1(other):.1%}: it has no more to teach. Give a better `teacher`, or lower `distill_alpha`."
+                f"The teacher reaches {f.score['teacher']:.1%} {f.words} on the validation images and {who} "
+                f"{f.score[other]:.1%}: it has no more to teach. Give a better `teacher`, or lower `distill_alpha`."
             )
     return None
 
 
 def _no_better_than_plain(f: Figures) -> str | None:
     """A gain that chance could give is none yet."""
-    if "baseline" not in f.right:
+    if "baseline" not in f.score:
         return None
-    z = paired_z(f.right["student"], f.right["baseline"])
+    z = f.lead("student", "baseline", None)
     if z > LIKELY:
         return None
     said = "is worse than" if z < -LIKELY else "cannot be told from"
     return (
-        f"With {f.top1('student'):.1%} the distilled student {said} the plain one with {f.top1('baseline'):.1%}, on "
-        f"{len(f.labels):,} images. Compare several seeds with `python train.py compare`, then change one of "
-        f"`feature_weight`, `distill_alpha` and `response_method`, or train for more `epochs`."
+        f"With {f.score['student']:.1%} {f.words} the distilled student {said} the plain one with "
+        f"{f.score['baseline']:.1%}, on {f.images:,} images. Compare several seeds with `python train.py compare`, "
+        f"then change one of `feature_weight`, `distill_alpha` and `response_method`, or train for more `epochs`."
     )
 
 
@@ -115,18 +130,17 @@ def _temperature_is_extreme(f: Figures) -> str | None:
 
 def _classes_are_harmed(f: Figures) -> str | None:
     """A teacher can be good on the whole, and bad at a class."""
-    if "baseline" in f.right:
+    if "baseline" in f.score:
         better, worse, said = "baseline", "student", "The student is worse than a plain one"
-    elif "teacher" in f.right:
+    elif "teacher" in f.score:
         better, worse, said = "student", "teacher", "The teacher is worse than the student"
     else:
         return None
-    harmed = []
-    for c in f.labels.unique().tolist():
-        chosen = f.labels == c
-        if paired_z(f.right[better][chosen], f.right[worse][chosen]) > VERY_LIKELY:
-            a, b = (f.right[who][chosen].double().mean().item() for who in (worse, better))
-            harmed.append((a - b, f"{f.names[c]} ({a:.0%}, {b:.0%})"))
+    harmed = [
+        (scores[worse] - scores[better], f"{name} ({scores[worse]:.0%}, {scores[better]:.0%})")
+        for name, scores in f.classes.items()
+        if f.lead(better, worse, name) > VERY_LIKELY
+    ]
     if not harmed:
         return None
     shown = [text for _, text in sorted(harmed)[:5]]
@@ -145,7 +159,9 @@ def _still_rising(f: Figures) -> str | None:
     last, earlier = (100 * np.mean(x) for x in (f.curve[-part:], f.curve[-2 * part : -part]))
     if last - earlier < RISING or int(np.argmax(f.curve)) < len(f.curve) - part:
         return None
-    return f"Accuracy rose by {last - earlier:.1f} points in the last fifth of the epochs. Train for more `epochs`."
+    return (
+        f"The {f.words} rose by {last - earlier:.1f} points in the last fifth of the epochs. Train for more `epochs`."
+    )
 
 
 RULES: tuple[Callable[[Figures], str | None], ...] = (

@@ -43,7 +43,7 @@ def example(height=6, width=8, levels=2, channels=3, **names):
 CHARTS = {
     "accuracy": lambda: draw_score(CURVES, 0.9, "top-1 (%)"),
     "losses": lambda: draw_losses(RAW, WEIGHTED),
-    "classes": lambda: draw_classes(ROWS, ["student", "teacher"]),
+    "classes": lambda: draw_classes(ROWS, ["student", "teacher"], "accuracy (%)"),
     "calibration": lambda: draw_calibration({"student": BINS}),
     "examples": lambda: draw_examples([example(), example()], [8, 16]),
 }
@@ -161,7 +161,7 @@ def test_a_loss_has_one_colour_above_and_below():
 
 def test_classes_are_in_the_order_of_the_student_with_its_worst_at_the_bottom():
     rows = list(ROWS)
-    (axes,) = draw_classes(rows, ["student", "teacher"]).axes
+    (axes,) = draw_classes(rows, ["student", "teacher"], "accuracy (%)").axes
     assert ticks(axes.yaxis) == ["dog", "eel", "cat"]
     assert list(axes.get_yticks()) == [0, 1, 2]
     drawn = lines(axes)
@@ -174,19 +174,19 @@ def test_classes_are_in_the_order_of_the_student_with_its_worst_at_the_bottom():
 
 
 def test_classes_show_the_networks_that_are_named_and_no_other():
-    figure = draw_classes(ROWS, ["student"])
+    figure = draw_classes(ROWS, ["student"], "accuracy (%)")
     assert list(lines(figure.axes[0])) == ["student"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["student"]
 
 
 def test_each_class_has_room():
-    few, many = (draw_classes(ROWS * n, ["student"]).get_figheight() for n in (1, 10))
+    few, many = (draw_classes(ROWS * n, ["student"], "accuracy (%)").get_figheight() for n in (1, 10))
     assert many - few == pytest.approx(0.25 * 27)
 
 
 def test_networks_that_lie_on_each_other_are_told_apart():
     rows = [{"name": "cat", "student": 0.5, "teacher": 0.5, "baseline": 0.5}]
-    (axes,) = draw_classes(rows, list(COLORS)).axes
+    (axes,) = draw_classes(rows, list(COLORS), "accuracy (%)").axes
     assert len({line.get_marker() for line in axes.lines}) == 3
 
 
@@ -194,7 +194,7 @@ def test_networks_that_lie_on_each_other_are_told_apart():
 def test_a_network_has_one_colour_in_every_chart(who):
     curves, top1 = ({"student": [0.5]}, 0.9) if who == "teacher" else ({who: [0.5]}, None)
     (accuracy,) = draw_score(curves, top1, "top-1 (%)").axes
-    (classes,) = draw_classes([{"name": "cat", "student": 0.5, who: 0.5}], [who]).axes
+    (classes,) = draw_classes([{"name": "cat", "student": 0.5, who: 0.5}], [who], "accuracy (%)").axes
     (calibrated,) = draw_calibration({who: BINS}).axes
     found = [lines(accuracy)[who].get_color(), lines(classes)[who].get_color(), calibrated.lines[1].get_color()]
     dots = tuple(calibrated.collections[0].get_facecolor()[0])
@@ -288,7 +288,7 @@ def test_levels_that_do_not_fit_are_no_chart(strides):
     ],
 )
 def test_names_of_classes_are_cut_short_and_no_formulas(name, shown):
-    (axes,) = draw_classes([{"name": name, "student": 0.5}], ["student"]).axes
+    (axes,) = draw_classes([{"name": name, "student": 0.5}], ["student"], "accuracy (%)").axes
     assert ticks(axes.yaxis) == [shown]
 
 
@@ -300,6 +300,6 @@ def test_names_over_images_are_cut_short_and_no_formulas(name, shown):
 
 def test_names_that_are_formulas_are_drawn(tmp_path):
     """Matplotlib reads them when it draws, so only then could it fail."""
-    draw_classes([{"name": r"$\frac{$", "student": 0.5}], ["student"]).savefig(tmp_path / "classes.png")
+    draw_classes([{"name": r"$\frac{$", "student": 0.5}], ["student"], "accuracy (%)").savefig(tmp_path / "classes.png")
     draw_examples([example(label="$_$", student="$5_$")], [8, 16]).savefig(tmp_path / "examples.png")
     assert len(list(tmp_path.iterdir())) == 2

@@ -8,15 +8,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 from ultralytics.utils.distillation.metrics import Calibration
 
-__all__ = ("Example", "draw_calibration", "draw_classes", "draw_examples", "draw_losses", "draw_score")
+__all__ = (
+    "Example",
+    "Scene",
+    "Seen",
+    "draw_calibration",
+    "draw_classes",
+    "draw_examples",
+    "draw_losses",
+    "draw_scenes",
+    "draw_score",
+)
 
 COLORS = {"student": "tab:blue", "teacher": "0.35", "baseline": "tab:orange"}
 MARKERS = {"student": "o", "teacher": "|", "baseline": "x"}
 WIDTH = 5  # inches
+NAMED = 20  # objects in an image, more of which would cover it with their names
 
 
 class Example(NamedTuple):
@@ -33,6 +46,36 @@ class Example(NamedTuple):
     label: str
     named: Mapping[str, str]
     attention: list[tuple[np.ndarray, np.ndarray]]
+
+
+class Seen(NamedTuple):
+    """An object in an image.
+
+    Attributes:
+        name (str): Its class.
+        confidence (float | None): How sure a network is of it, None of a label.
+        outline (np.ndarray): The corners of its box in pixels, (4, 2).
+        mask (np.ndarray | None): Where it is, (h, w) booleans over the whole image.
+        points (np.ndarray | None): Its keypoints, (K, 2) in pixels, or (K, 3) with how visible they are.
+    """
+
+    name: str
+    confidence: float | None
+    outline: np.ndarray
+    mask: np.ndarray | None = None
+    points: np.ndarray | None = None
+
+
+class Scene(NamedTuple):
+    """An image, and the objects that labels and networks see in it.
+
+    Attributes:
+        image (np.ndarray): RGB or gray, 0 to 1, (H, W, 3) or (H, W, 1).
+        seen (Mapping[str, list[Seen]]): By who sees them.
+    """
+
+    image: np.ndarray
+    seen: Mapping[str, list[Seen]]
 
 
 def draw_score(curves: Mapping[str, Sequence[float]], teacher: float | None, axis: str) -> Figure:
@@ -69,15 +112,15 @@ def draw_losses(raw: Mapping[str, np.ndarray], weighted: Mapping[str, np.ndarray
     return figure
 
 
-def draw_classes(rows: Sequence[Mapping[str, Any]], networks: Sequence[str]) -> Figure:
-    """Draw each network's accuracy, 0 to 1, on classes, a line for each, the student's worst at the bottom."""
+def draw_classes(rows: Sequence[Mapping[str, Any]], networks: Sequence[str], axis: str) -> Figure:
+    """Draw each network's score, 0 to 1, on classes, a line for each, the student's worst at the bottom."""
     rows = sorted(rows, key=lambda row: row["student"])
     figure, [[axes]] = _figure(WIDTH, 1.2 + 0.25 * len(rows))
     for who in networks:
         x = [100 * row[who] for row in rows]
         axes.plot(x, range(len(rows)), MARKERS[who], color=COLORS[who], label=who, markersize=7, markeredgewidth=2)
     names = [_short(row["name"], 24) for row in rows]
-    axes.set(xlabel="accuracy (%)", yticks=range(len(rows)), yticklabels=names)
+    axes.set(xlabel=axis, yticks=range(len(rows)), yticklabels=names)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3)
     return figure
@@ -116,6 +159,38 @@ def draw_examples(examples: Sequence[Example], strides: Sequence[int]) -> Figure
         for cell in row:
             cell.set_axis_off()
     return figure
+
+
+def draw_scenes(scenes: Sequence[Scene]) -> Figure:
+    """Draw images, a row for each, with the objects that labels and each network see, a class in one color."""
+    columns = len(scenes[0].seen)
+    figure, axes = _figure(3 * columns, 3.2 * len(scenes), len(scenes), columns)
+    names = sorted({x.name for scene in scenes for seen in scene.seen.values() for x in seen})
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
+    for row, scene in zip(axes, scenes, strict=True):
+        height, width = scene.image.shape[:2]
+        for cell, (who, seen) in zip(row, scene.seen.items(), strict=True):
+            cell.imshow(scene.image, cmap="gray", vmin=0, vmax=1)
+            cell.set_title(f"{who}: {len(seen)}", fontsize=9)
+            for x in seen:
+                _draw_object(cell, x, colors[x.name], (0, width, height, 0), named=len(seen) <= NAMED)
+            cell.set(xlim=(0, width), ylim=(height, 0))
+            cell.set_axis_off()
+    return figure
+
+
+def _draw_object(axes: Axes, seen: Seen, color: str, extent: tuple[int, int, int, int], named: bool) -> None:
+    """Draw an object's box and, as far as there are, its mask, its visible keypoints and its name."""
+    axes.add_patch(Polygon(seen.outline, fill=False, edgecolor=color, linewidth=1.2))
+    if seen.mask is not None:
+        axes.imshow(seen.mask[..., None] * np.array(to_rgba(color, 0.4)), extent=extent)
+    if seen.points is not None:
+        visible = seen.points[seen.points[:, 2] > 0.5] if seen.points.shape[1] == 3 else seen.points
+        axes.plot(visible[:, 0], visible[:, 1], ".", color=color, markersize=4, markeredgecolor="white")
+    if named:
+        text = _short(seen.name, 16) + ("" if seen.confidence is None else f" {seen.confidence:.2f}")
+        x, y = seen.outline.min(0)
+        axes.text(x, y, text, color="white", fontsize=6, clip_on=True, bbox={"fc": color, "lw": 0, "pad": 0.5})
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:

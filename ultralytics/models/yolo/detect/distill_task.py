@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +16,11 @@ from torch.utils.data import Dataset
 from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
 from ultralytics.engine.distillation.plan import Plan, Score
+from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.detect.distill_report import CHARTS, report_detection
+from ultralytics.models.yolo.detect.distill_validation import Validation, validate
 from ultralytics.nn.distillation.class_names import some
 from ultralytics.nn.distillation.dense import DenseHead, DenseTeacher, DenseTeachers
 from ultralytics.nn.distillation.overlap import Answer
@@ -32,7 +33,6 @@ __all__ = ("DetectionTask", "DetectionTeacher")
 
 CHECKED_IMAGES = 128
 LEAST_MAP = 0.01  # below it a teacher has found nothing
-VALIDATION = ("imgsz", "conf", "iou", "max_det", "single_cls", "agnostic_nms", "overlap_mask", "split")  # arguments
 
 
 def _several_teachers(plan: Plan) -> Exception | None:
@@ -68,6 +68,7 @@ class DetectionTask(DistillationTask):
         "box_distill": True,
         "dfl_distill": True,
     }
+    charts = CHARTS
     refusals = (_several_teachers,)
 
     def join(self, members: Sequence[DenseTeacher], plan: Plan) -> DenseTeachers:
@@ -192,36 +193,48 @@ class DetectionTask(DistillationTask):
 
     def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
         """Measure the teacher on validation images by upstream's own metrics, over the classes that it knows."""
-        teacher = plan.teacher
-        if not teacher.members or not teacher.classes or teacher.first.imgsz:
+        answer, teacher = self.teacher_answer(plan), plan.teacher
+        if answer is None:
             return []
-        own, theirs = plan.heads
-        if own.keypoints != theirs.keypoints:  # the dataset's labels are as the student's are
+        validation, indices = self.validation(plan, teacher.device, answer), spaced(dataset, CHECKED_IMAGES)
+        for _ in validate({"teacher": validation}, dataset, indices, batch):
+            pass
+        precision = validation.precision(teacher.classes)
+        if not precision:
             return []
-        with tempfile.TemporaryDirectory() as scratch:
-            given = {k: getattr(plan.training, k) for k in VALIDATION}
-            validator = self.validator_class(save_dir=Path(scratch), args={**given, "task": self.name, "plots": False})
-        validator.device, validator.data = teacher.device, plan.data
-        validator.init_metrics(SimpleNamespace(names=plan.data["names"]))
-        count = 0
-        for samples in _alike(dataset, CHECKED_IMAGES, batch):
-            loaded = validator.preprocess(dataset.collate_fn(samples))
-            said, _ = teacher(loaded["img"])
-            # Of an end-to-end head too, as it is that branch that teaches the student's backbone
-            answer = self.predictions(next(iter(said.values())), teacher.classes, plan.data["nc"])
-            validator.update_metrics(validator.postprocess(answer), loaded)
-            count += len(samples)
-        validator.get_stats()
-        measured = getattr(validator.metrics, self.metrics)
-        known = np.isin(measured.ap_class_index, teacher.classes)
-        if not known.any():
-            return []
-        reached = float(np.mean(measured.ap[known]))
-        said = f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {count} validation images"
+        reached = float(np.mean([mean for mean, _ in precision.values()]))
+        said = (
+            f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {len(indices)} validation images"
+        )
         if reached >= LEAST_MAP:
             return [(False, f"{said}.")]
         advice = "Check its classes and the size of its images, or give a better one."
         return [(True, f"{said}: it has nothing to teach. {advice}")]
+
+    def report(self, run: FinishedRun) -> ReportPart:
+        """Return precision by class, and images with what the networks find in them."""
+        return report_detection(
+            self, run, self.teacher_answer(run.plan), partial(self.validation, run.plan, run.device)
+        )
+
+    def validation(self, plan: Plan, device: torch.device, answer: Callable, end2end: bool = False) -> Validation:
+        """Return upstream's validation of a network, see `Validation`."""
+        return Validation(self.validator_class, self.metrics, plan, device, answer, end2end)
+
+    def teacher_answer(self, plan: Plan) -> Callable[[Tensor], Any] | None:
+        """Return what gives the teacher's answer as upstream's validators take it, None if it cannot be measured.
+
+        Of an end-to-end head that is the branch with many anchors for an object, as it teaches the student's backbone.
+        """
+        teacher = plan.teacher
+        if not teacher.members or not teacher.classes or teacher.first.imgsz:
+            return None
+        own, theirs = plan.heads
+        if own.keypoints != theirs.keypoints:  # the dataset's labels are as the student's are
+            return None
+        return lambda images: self.predictions(
+            next(iter(teacher(images)[0].values())), teacher.classes, plan.data["nc"]
+        )
 
     def predictions(self, said: dict[str, Tensor], classes: Sequence[int], count: int) -> Any:
         """Return what a branch says as upstream's validators take it: (B, 4 + classes + others, A).
@@ -235,14 +248,6 @@ class DetectionTask(DistillationTask):
         every = scores.new_zeros(len(scores), count, scores.shape[2])
         every[:, list(classes)] = scores
         return torch.cat([xyxy2xywh(said["boxes"]).transpose(1, 2), every], 1)
-
-
-def _alike(dataset: Dataset, limit: int, batch: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield evenly spaced samples of a dataset, some at a time whose images are of one size."""
-    for _, samples in groupby(map(dataset.__getitem__, spaced(dataset, limit)), lambda sample: sample["img"].shape):
-        samples = list(samples)
-        for start in range(0, len(samples), batch):
-            yield samples[start : start + batch]
 
 
 def _listed(words: Sequence[str]) -> str:
