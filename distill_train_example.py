@@ -3,11 +3,13 @@
 
 Usage:
     python distill_train_example.py    # scikit-learn's digits, offline, a few minutes on two CPU cores
+    python distill_train_example.py task=detect    # or segment, pose, obb: scenes of these digits
     python distill_train_example.py teacher=best.pt model=yolo11n-cls.yaml data=path/to/dataset epochs=50 imgsz=224
     python distill_train_example.py teacher=timm:NAME teacher_probe=True data=path/to/dataset epochs=50 imgsz=224
 
-Any training or distillation argument can be given as key=value. `teacher` is any trained classifier, or a `.yaml` to
-train first, for `teacher_epochs` epochs. Students share seed, epochs and data.
+Any training or distillation argument can be given as key=value. The task is `task`, or that of `model`. `teacher` is
+any trained network of that task, or a `.yaml` to train first, for `teacher_epochs` epochs. Students share seed, epochs
+and data.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from ultralytics.cfg import get_cfg
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.data import ClassificationDataset
 from ultralytics.data.utils import check_cls_dataset
-from ultralytics.engine.distillation.compare import train_student
+from ultralytics.engine.distillation.compare import evaluate, train_student
+from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.run_files import whole_files
+from ultralytics.engine.distillation.trainer import DistillationTrainer
+from ultralytics.models.distillation import find_trainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
@@ -34,8 +39,10 @@ from ultralytics.utils import LOGGER, SETTINGS, YAML
 from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.files import increment_path
 
-DEFAULTS = {"model": "yolo11n-cls.yaml", "teacher": "yolo11s-cls.yaml", "teacher_epochs": 20, "epochs": 10}
+EPOCHS = {"teacher_epochs": 20, "epochs": 10}
 DIGITS = {"imgsz": 32, "batch": 64, "optimizer": "AdamW", "lr0": 0.002, "fliplr": 0.0}
+SCENES = {**DIGITS, "imgsz": 128, "batch": 16, "teacher_epochs": 40, "epochs": 20}
+SUFFIXES = {"classify": "-cls", "detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}  # of a model's name
 
 
 def main(arguments: list[str]) -> None:
@@ -44,14 +51,18 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     given = parse_arguments(arguments)
-    settings = (
-        {**DEFAULTS, **given} if "data" in given else {**DEFAULTS, **DIGITS, "data": str(write_digits()), **given}
-    )
-    compare(settings)
+    task = find_trainer({"task": "classify", **given} if "model" not in given else given).task.name
+    models = {"model": f"yolo11n{SUFFIXES[task]}.yaml", "teacher": f"yolo11s{SUFFIXES[task]}.yaml"}
+    own = {}
+    if "data" not in given:
+        digits = task == "classify"
+        data = write_digits() if digits else write_scenes(datasets_folder() / f"scenes-{task}", task)
+        own = {**(DIGITS if digits else SCENES), "data": str(data)}
+    compare({**models, **EPOCHS, **own, **given})
 
 
 def compare(settings: dict[str, Any]) -> Path:
-    """Train the three networks, print their table and draw their accuracy per epoch.
+    """Train the three networks, print their table and draw their score per epoch.
 
     Args:
         settings (dict[str, Any]): Training and distillation arguments, and `teacher_epochs`.
@@ -59,60 +70,67 @@ def compare(settings: dict[str, Any]) -> Path:
     Returns:
         (Path): The folder that holds the three runs and the plot.
     """
-    trainer_class = DistillationClassificationTrainer
+    trainer_class = find_trainer(settings)
+    score = trainer_class.task.score
     teacher, teacher_epochs = settings.pop("teacher"), settings.pop("teacher_epochs")
     distillation, training = DistillationArgs.split(settings)
     is_trained = not str(teacher).endswith((".yaml", ".yml"))
-    args = DistillationArgs(**distillation, teacher=teacher)  # refuses mistakes before hours of training
+    # Refuses mistakes before hours of training
+    args = DistillationArgs(**{**trainer_class.task.defaults, **distillation, "teacher": teacher})
     probes = is_trained and args.teacher_probe
-    rows = [measure(args, training)] if is_trained and teacher != "self" and not probes else []
-    folder = runs_folder() / training.pop("project", "") / training.pop("name", "distill_example")
+    rows = [measure(args, training, trainer_class)] if is_trained and teacher != "self" and not probes else []
+    folder = (
+        runs_folder(trainer_class.task.name) / training.pop("project", "") / training.pop("name", "distill_example")
+    )
     folder = Path(increment_path(folder, exist_ok=training.pop("exist_ok", False)))
     training["project"] = str(folder)
 
     if probes:
         teacher = trainer_class(overrides={**training, **distillation, "teacher": teacher, "name": "teacher"}).probe()
         del distillation["teacher_probe"]
-        rows.append(measure(DistillationArgs(**distillation, teacher=teacher), training))
+        rows.append(measure(DistillationArgs(**distillation, teacher=teacher), training, trainer_class))
     if not is_trained:
         rows.append(train_student(trainer_class, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]
     rows.append(train_student(trainer_class, training, "plain"))
     rows.append(train_student(trainer_class, {**training, **distillation, "teacher": teacher}, "distilled"))
 
-    LOGGER.info(f"\n{'':<12}{'parameters':>12}{'top-1':>8}{'top-5':>8}{'seconds':>9}")
+    LOGGER.info(f"\n{'':<12}{'parameters':>12}{score.words:>16}{'seconds':>9}")
     for row in rows:
-        LOGGER.info(
-            f"{row['name']:<12}{row['parameters']:>12,}{row['top1']:>8.1%}{row['top5']:>8.1%}{row['seconds']:>9.0f}"
-        )
-    gain = 100 * (rows[-1]["top1"] - rows[-2]["top1"])
-    LOGGER.info(f"The teacher changed the student's top-1 by {gain:+.1f} points on {training['data']}.")
-    plot(rows, folder / "comparison.png")
+        LOGGER.info(f"{row['name']:<12}{row['parameters']:>12,}{row[score.key]:>16.1%}{row['seconds']:>9.0f}")
+    gain = 100 * (rows[-1][score.key] - rows[-2][score.key])
+    LOGGER.info(f"The teacher changed the student's {score.words} by {gain:+.1f} points on {training['data']}.")
+    plot(rows, score, folder / "comparison.png")
     LOGGER.info(f"Plot saved to {folder / 'comparison.png'}")
     if (report := Path(rows[-1]["file"]).parents[1] / "distillation.html").exists():
         LOGGER.info(f"What the teacher did is in {report}")
     return folder
 
 
-def measure(args: DistillationArgs, training: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a trained teacher, or several, on the validation images whose classes they know."""
+def measure(
+    args: DistillationArgs, training: dict[str, Any], trainer_class: type[DistillationTrainer]
+) -> dict[str, Any]:
+    """Return the row of a trained teacher, or several, on the validation images, as far as it knows their classes."""
+    row = {"name": "teacher", "seconds": float("nan")}
+    if trainer_class is not DistillationClassificationTrainer:
+        return {**row, **evaluate(trainer_class, args.teacher, training)}
     data = check_cls_dataset(training["data"], training.get("split") or "val")
     settings = get_cfg(overrides=training)
     teacher = TeacherEnsemble([ClassificationTeacher(**given) for given in args.per_teacher()], args.teacher_weights)
     teacher.vet(settings.imgsz, data["channels"])
-    row = {"name": "teacher", "seconds": float("nan"), "top1": float("nan"), "top5": float("nan")}
     row["parameters"] = sum(p.numel() for member in teacher.members for p in member.model.parameters())
+    row["top1"] = float("nan")
     if args.response_distill:
         teacher.align(read_names(data["names"]))
         logits, labels = teacher.judge(ClassificationDataset(data["val"] or data["test"], settings, prefix="val"))
-        best = average_logits(logits, teacher.weights, 1).topk(min(5, logits[0].shape[1])).indices == labels[:, None]
-        row |= {"top1": best[:, 0].float().mean().item(), "top5": best.any(1).float().mean().item()}
+        best = average_logits(logits, teacher.weights, 1).argmax(1)
+        row["top1"] = (best == labels).float().mean().item()
     return row
 
 
-def runs_folder() -> Path:
-    """Return the folder of classification runs in the user's Ultralytics settings."""
-    return Path(SETTINGS["runs_dir"]).resolve() / "classify"
+def runs_folder(task: str = "classify") -> Path:
+    """Return the folder of a task's runs in the user's Ultralytics settings."""
+    return Path(SETTINGS["runs_dir"]).resolve() / task
 
 
 def datasets_folder() -> Path:
@@ -120,18 +138,19 @@ def datasets_folder() -> Path:
     return Path(SETTINGS["datasets_dir"]).resolve()
 
 
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draw the students' validation accuracy per epoch against the teacher's line."""
+def plot(rows: list[dict[str, Any]], score: Score, file: Path) -> None:
+    """Draw the students' score per epoch against the teacher's line."""
     import matplotlib.pyplot as plt
 
     *teachers, plain, distilled = rows
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for teacher in teachers:
-        axes.axhline(100 * teacher["top1"], color="0.4", linestyle="--", label=f"teacher {teacher['top1']:.1%}")
+        height = teacher[score.key]
+        axes.axhline(100 * height, color="0.4", linestyle="--", label=f"teacher {height:.1%}")
     for row, color in ((plain, "tab:orange"), (distilled, "tab:blue")):
-        epochs = range(1, len(row["curve"]) + 1)
-        axes.plot(epochs, [100 * x for x in row["curve"]], "o-", color=color, label=f"{row['name']} {row['top1']:.1%}")
-    axes.set(xlabel="epoch", ylabel="validation top-1 accuracy (%)", title="One student, with and without a teacher")
+        epochs, label = range(1, len(row["curve"]) + 1), f"{row['name']} {row[score.key]:.1%}"
+        axes.plot(epochs, [100 * x for x in row["curve"]], "o-", color=color, label=label)
+    axes.set(xlabel="epoch", ylabel=score.axis, title="One student, with and without a teacher")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)
