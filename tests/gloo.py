@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,12 @@ import torch.distributed as dist
 from torch import nn
 from ultralytics.engine import validator
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.models.yolo.obb.distill_train import DistillationOBBTrainer
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import RANK
+from ultralytics.utils.dist import find_free_network_port
+
+TESTS = Path(__file__).parent
 
 
 class OnCPU(nn.parallel.DistributedDataParallel):
@@ -22,7 +27,7 @@ class OnCPU(nn.parallel.DistributedDataParallel):
         super().__init__(module, **kwargs)
 
 
-class GlooTrainer(DistillationClassificationTrainer):
+class Gloo:
     """Says into files beside the run folders what each process did."""
 
     def __init__(self, *args, **kwargs):
@@ -74,6 +79,14 @@ class GlooTrainer(DistillationClassificationTrainer):
         super().final_eval()
 
 
+class GlooTrainer(Gloo, DistillationClassificationTrainer):
+    """Of a classifier."""
+
+
+class GlooOBBTrainer(Gloo, DistillationOBBTrainer):
+    """Of oriented boxes."""
+
+
 class GradientTrainer(GlooTrainer):
     """Computes the gradient of one batch of 16 images, each process of its share, with BatchNorm as in evaluation."""
 
@@ -100,6 +113,36 @@ class GradientTrainer(GlooTrainer):
         loss.backward()
         gradients = {n: p.grad for n, p in student.named_parameters()}
         torch.save(gradients, Path(self.args.project) / f"gradient{RANK}.pt")
+
+
+def launch(trainer_class, settings, nodes=1, processes=2):
+    """Run one trainer in several processes by torchrun, as on several hosts, and return their output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes)]
+    command += ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1"]
+    command += ["--master_port", str(find_free_network_port())]
+    hosts = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(rank), str(TESTS / "gloo.py"), trainer_class, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+        )
+        for rank in range(nodes)
+    ]
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert all(host.returncode == 0 for host in hosts), outputs
+    return outputs
+
+
+def reports(settings):
+    """Return what two processes have said."""
+    return [torch.load(Path(settings["project"]) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def parameters(state):
+    """Leave out BatchNorm's statistics, which each process has of its own, as in upstream's training."""
+    return {k: v for k, v in state.items() if "running" not in k and "num_batches" not in k}
 
 
 def note_epoch(trainer):

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from gloo import GlooTrainer, GradientTrainer, note_epoch
+from gloo import GlooTrainer, GradientTrainer, launch, note_epoch, parameters, reports
 from helpers import DISTILLATION_LOSSES, same, write_digits
 from ultralytics import YOLO
 from ultralytics.utils import YAML
-from ultralytics.utils.dist import find_free_network_port
 
 pytestmark = pytest.mark.slow
-TESTS = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -25,35 +23,6 @@ def settings(overrides, monkeypatch):
     Path(overrides["project"]).mkdir()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return {**overrides, "epochs": 2, "fraction": 0.5}
-
-
-def launch(trainer_class, settings, nodes=1, processes=2):
-    """Run one trainer in several processes by torchrun, as on several hosts, and return their output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes)]
-    command += ["--nproc_per_node", str(processes), "--master_addr", "127.0.0.1"]
-    command += ["--master_port", str(find_free_network_port())]
-    hosts = [
-        subprocess.Popen(
-            [*command, "--node_rank", str(rank), str(TESTS / "gloo.py"), trainer_class, json.dumps(settings)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
-        )
-        for rank in range(nodes)
-    ]
-    outputs = [host.communicate(timeout=300)[0] for host in hosts]
-    assert all(host.returncode == 0 for host in hosts), outputs
-    return outputs
-
-
-def reports(settings):
-    return [torch.load(Path(settings["project"]) / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
-
-
-def parameters(state):
-    """Leave out BatchNorm's statistics, which each process has of its own, as in upstream's training."""
-    return {k: v for k, v in state.items() if "running" not in k and "num_batches" not in k}
 
 
 def check(first, second, settings):

@@ -1,0 +1,66 @@
+"""What can happen to a run of a detector, or of what is built on one: bad batches, full memory, several processes."""
+
+import pytest
+import torch
+from gloo import launch, parameters, reports
+from helpers import rows, same, train, weights
+from scenes import TASKS
+from ultralytics.models.distillation import TRAINERS
+from ultralytics.utils import LOGGER
+
+
+def test_where_the_teacher_answers_changes_nothing(settings_of):
+    settings = settings_of("segment", fraction=0.5)
+    beside, before = (
+        train({**settings, "teacher_overlap": overlap, "name": str(overlap)}, TRAINERS["segment"])
+        for overlap in (True, False)
+    )
+    assert same(weights(beside.last), weights(before.last))
+
+
+@pytest.mark.parametrize("what", ["nan", "memory"])
+def test_a_teacher_that_fails_once_spoils_nothing(what, settings_of, monkeypatch):
+    """A batch that it says nothing finite of is passed over; where memory is full, upstream halves the batch."""
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+
+    def on_start(trainer):
+        teacher = trainer.teacher.first
+        read = teacher.read
+
+        def fail_once(output):
+            teacher.read = read
+            if what == "memory":
+                raise RuntimeError("CUDA out of memory")
+            return {k: {**x, "scores": x["scores"] * torch.nan} for k, x in read(output).items()}
+
+        teacher.read = fail_once
+
+    trainer = train(settings_of("detect"), TRAINERS["detect"], on_train_start=on_start)
+    assert trainer.batch_size == (4 if what == "memory" else 8)
+    assert all(x.isfinite().all() for x in weights(trainer.last).values())
+    assert any(("teacher" if what == "nan" else "memory") in warning for warning in warnings)
+    (row,) = rows(trainer)
+    assert all(float(row[f"train/{name}"]) > 0 for name in trainer.distiller.weights)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student(settings_of, tmp_path):
+    settings = settings_of("obb", project=str(tmp_path), epochs=2)
+    launch("GlooOBBTrainer", settings)
+    first, second = reports(settings)
+    assert same(parameters(first["weights"]), parameters(second["weights"]))
+    for name in ("model.0.conv.weight", "distill_adapters.0.weight"):
+        assert not torch.equal(first["weights"][name], first["begun"][name])
+    assert first["teacher"] == second["teacher"]
+    assert first["calls"]["teacher"] == second["calls"]["teacher"] == 6
+    assert (first["batch"], first["world_size"]) == (4, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("amp", [True, False, "bf16"])
+@pytest.mark.parametrize("task", TASKS)
+def test_on_a_gpu(task, amp, settings_of):
+    trainer = train({**settings_of(task), "device": 0, "amp": amp}, TRAINERS[task])
+    assert all(x.isfinite() for x in trainer.loss_items.values())
+    assert all(trainer.loss_items[name] > 0 for name in trainer.distiller.weights)
