@@ -113,3 +113,14 @@ def show(figure: Any) -> str:
         return f"{figure:.2f}"
     low, high = figure["quartiles"]
     return f"{figure['median']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def gap_closed(measured: dict[str, dict[str, float]], teacher: float) -> dict[str, float]:
+    """Return by variant what part of the way from plain students to the teacher its students went, in percent."""
+    plain = measured.get("plain", {})
+    shares = {}
+    for variant, by_seed in measured.items():
+        if variant != "plain" and (shared := by_seed.keys() & plain.keys()):
+            before, after = (np.mean([x[seed] for seed in shared]) for x in (plain, by_seed))
+            shares[variant] = float(100 * (after - before) / (teacher - before))
+    return shares

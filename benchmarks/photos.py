@@ -36,7 +36,7 @@ from ultralytics.models.yolo.classify.distill_train import DistillationClassific
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import RESULTS, read_settings, write_results
+from benchmarks.common import RESULTS, gap_closed, read_settings, write_results
 from distill_train_example import runs_folder
 
 SETTINGS = {
@@ -150,17 +150,6 @@ def accuracy(file: Path, training: dict[str, Any]) -> float:
     """Return a student's top-1 accuracy on the test images, in percent."""
     keys = {k: training[k] for k in ("data", "imgsz", "project")}
     return 100 * YOLO(file).val(**keys, split="test", name="test", plots=False, verbose=False, exist_ok=True).top1
-
-
-def gap_closed(measured: dict[str, dict[str, float]], teacher: float) -> dict[str, float]:
-    """Return by variant what part of the way from plain students to the teacher its students went, in percent."""
-    plain = measured.get("plain", {})
-    shares = {}
-    for variant, by_seed in measured.items():
-        if variant != "plain" and (shared := by_seed.keys() & plain.keys()):
-            before, after = (np.mean([x[seed] for seed in shared]) for x in (plain, by_seed))
-            shares[variant] = float(100 * (after - before) / (teacher - before))
-    return shares
 
 
 if __name__ == "__main__":

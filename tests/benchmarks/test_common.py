@@ -69,3 +69,8 @@ def test_settings_are_told_from_other_arguments(capsys):
 def test_results_are_written(tmp_path):
     common.write_results(tmp_path / "x.json", {"a": [1.5]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1.5]}
+
+
+def test_the_gap_is_that_of_shared_seeds():
+    measured = {"plain": {"0": 60.0, "1": 70.0, "2": 0.0}, "distilled": {"0": 70.0, "1": 80.0}, "other": {"3": 1.0}}
+    assert common.gap_closed(measured, 85.0) == {"distilled": pytest.approx(50)}

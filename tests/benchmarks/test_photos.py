@@ -18,11 +18,6 @@ def test_mistakes_end_before_the_first_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_gap_is_that_of_shared_seeds():
-    measured = {"plain": {"0": 60.0, "1": 70.0, "2": 0.0}, "distilled": {"0": 70.0, "1": 80.0}, "other": {"3": 1.0}}
-    assert photos.gap_closed(measured, 85.0) == {"distilled": pytest.approx(50)}
-
-
 @pytest.mark.parametrize(("count", "each"), [(2, 10), (4, 5)])
 def test_parts_share_no_training_image(digits, tmp_path, monkeypatch, count, each):
     monkeypatch.setattr(photos, "PROJECT", tmp_path)

@@ -13,7 +13,7 @@ from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.distillation import TRAINERS, find_trainer
 from ultralytics.models.yolo.detect import distill_validation
 from ultralytics.models.yolo.detect.distill_task import _on_objects
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import RTDETRDetectionModel, load_checkpoint
 from ultralytics.utils import LOGGER, YAML
 
 from train import main as train_script
@@ -273,6 +273,26 @@ def test_the_teacher_is_not_listened_to_where_objects_are_that_it_does_not_know(
     assert felt[0][:, ~inside].any()
     assert felt[1].any()
     assert not felt[:, 4].any()
+
+
+def test_a_head_without_anchors_teaches_by_its_maps(settings_of, tmp_path):
+    """What was asked for of their heads is refused, what was a default is off."""
+    settings, file = settings_of("detect", fraction=0.34, plots=True), tmp_path / "other.pt"
+    network = RTDETRDetectionModel("rtdetr-resnet50.yaml", nc=10, verbose=False)
+    network.names, network.task = {i: str(i) for i in range(10)}, "detect"
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if it were trained
+            module.running_mean += 0.01
+            module.num_batches_tracked += 1
+    torch.save({"model": network, "train_args": {"task": "detect"}}, file)
+    settings["teacher"] = str(file)
+    trainer = train(settings, TRAINERS["detect"])
+    assert set(trainer.distiller.weights) == {"feature_loss", "attention_loss"}
+    assert [pair[1].stride for pair in trainer.plan.levels] == [8, 16, 32]
+    assert all(float(rows(trainer)[0][f"train/{name}"]) > 0 for name in trainer.distiller.weights)
+    assert list(json.loads((trainer.save_dir / "distillation.json").read_text())["networks"]) == ["student"]
+    with pytest.raises(ValueError, match=r"'box_distill=True' .* head of type \w+ says nothing of anchors"):
+        TRAINERS["detect"](overrides={**settings, "box_distill": True})
 
 
 @pytest.mark.parametrize("angle", [None, 0.0, torch.pi / 4])

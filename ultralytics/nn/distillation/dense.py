@@ -151,23 +151,24 @@ class DenseTeacher(Teacher):
         return network
 
     @cached_property
-    def dense_head(self) -> DenseHead:
-        """What the head says, and how it is read."""
-        return DenseHead.of(self.model)
+    def dense_head(self) -> DenseHead | None:
+        """What the head says, and how it is read; None of one that says nothing of anchors, e.g. RT-DETR's."""
+        try:
+            return DenseHead.of(self.model)
+        except TypeError:
+            return None
 
     def read(self, output: Any) -> dict[str, dict[str, Tensor]]:
-        """Return what each branch of the head says."""
-        return self.dense_head.read(output)
+        """Return what each branch of the head says, nothing where it says nothing of anchors."""
+        return self.dense_head.read(output) if self.dense_head else {}
 
     def vet(self, imgsz: int, channels: int) -> None:
-        """Check that it has a head of anchors, and by one forward pass that it answers as one of its task."""
-        try:
-            _ = self.dense_head
-        except TypeError as e:
+        """Check that it is a network of the task, and by one forward pass that it answers as one."""
+        if not isinstance(self.model, DetectionModel):
             raise TypeError(
-                f"'teacher={self.source}' cannot teach a {self.expected.noun} model: {e}. Give a YOLO checkpoint, e.g. "
-                f"'{self.expected.example}'."
-            ) from e
+                f"'teacher={self.source}' cannot teach a {self.expected.noun} model: it is of type "
+                f"{type(self.model).__name__}. Give a YOLO checkpoint, e.g. '{self.expected.example}'."
+            )
         super().vet(imgsz, channels)
 
     def check_answer(self, answer: dict[str, dict[str, Tensor]]) -> None:

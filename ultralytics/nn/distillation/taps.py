@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules import Classify, Detect
+from ultralytics.nn.modules import Classify, Detect, RTDETRDecoder
 
 __all__ = ("FeatureLevel", "FeatureTaps", "find_levels", "match_levels")
 
@@ -120,7 +120,11 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
         return hook
 
     modes = [(m, m.training) for m in model.modules()]
-    heads = {n for n, m in model.named_modules() if n.rpartition(".")[2] in HEADS or isinstance(m, (Classify, Detect))}
+    heads = {
+        n
+        for n, m in model.named_modules()
+        if n.rpartition(".")[2] in HEADS or isinstance(m, (Classify, Detect, RTDETRDecoder))
+    }
     handles = [
         m.register_forward_hook(hook_for(name))
         for name, m in model.named_modules()

@@ -118,6 +118,9 @@ class DetectionTask(DistillationTask):
     def _incomparable(self, plan: Plan, names: Sequence[str]) -> str | None:
         """Return why nothing that the two heads say of an anchor can be compared, if it cannot."""
         own, teacher = plan.heads
+        if teacher is None:
+            kind = type(plan.teacher.first.model.model[-1]).__name__
+            return f"the teacher's head of type {kind} says nothing of anchors that could be compared"
         if not plan.teacher.classes:
             return f"the teacher knows none of the dataset's {len(names)} classes {some(names)}"
         if own.strides != teacher.strides:
@@ -230,7 +233,7 @@ class DetectionTask(DistillationTask):
         if not teacher.members or not teacher.classes or teacher.first.imgsz:
             return None
         own, theirs = plan.heads
-        if own.keypoints != theirs.keypoints:  # the dataset's labels are as the student's are
+        if theirs is None or own.keypoints != theirs.keypoints:  # the dataset's labels are as the student's are
             return None
         return lambda images: self.predictions(
             next(iter(teacher(images)[0].values())), teacher.classes, plan.data["nc"]

@@ -72,6 +72,8 @@ def _check_task(model: nn.Module, expected: Expected) -> None:
         NotImplementedError: If it is one, saying what it is.
     """
     task = expected.task if type(model) is expected.network_class else guess_model_task(model)
+    if task is None:  # upstream's guess knows no RT-DETR, which is built on a detector
+        task = expected.task if isinstance(model, expected.network_class) else "different"
     if not isinstance(model, expected.network_class) or task != expected.task:
         unlike = f"a {expected.noun} network, but not one of Ultralytics'"
         raise NotImplementedError(unlike if task == expected.task else f"a {task} model")

@@ -1,0 +1,190 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Does a teacher make a detector better, or masks, keypoints, oriented boxes? Paired runs, also of upstream's own loss.
+
+Usage:
+    python benchmarks/dense.py data=path/to/cells.yaml
+    python benchmarks/dense.py data=path/to/cells.yaml start_epochs=60 output=benchmarks/results/dense_started.json
+    python benchmarks/dense.py task=pose seeds=0,1,2 output=benchmarks/results/dense_pose.json
+    python benchmarks/dense.py data=... seeds=10,11 variants="plain,distilled,box_distill=False,distill_alpha=0.3"
+
+Arguments, as key=value: the settings here, and any training or distillation argument for the students. Without `data`
+the script composes scenes of scikit-learn's digits, with boxes, masks, turned boxes and points. `teacher` is a `.pt`;
+by default `teacher_model` is trained once, for `teacher_epochs`. With `start_epochs` all students go on from one plain
+student, trained first for so many epochs. A variant is `plain`, `upstream` (Ultralytics' `distill_model`), `distilled`
+(all defaults) or distillation arguments, separated by spaces. Where the dataset has a `test` split, the best epochs are
+measured there too. Steps are timed `repeats` times in turn, 0 for not at all. Results are written after every run, and
+an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ultralytics import YOLO
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.engine.distillation.compare import (
+    evaluate,
+    run_name,
+    summarise,
+    table,
+    train_student,
+    train_students,
+)
+from ultralytics.engine.distillation.trainer import DistillationTrainer, loop_precision
+from ultralytics.models.distillation import TRAINERS
+from ultralytics.utils import YAML
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RESULTS, gap_closed, medians, ratio, read_settings, take_turns, write_results
+from benchmarks.steps import prepare, step
+from distill_train_example import SUFFIXES, datasets_folder, runs_folder, write_scenes
+
+SETTINGS = {
+    "task": "detect",
+    "data": None,
+    "teacher": None,
+    "teacher_model": None,  # yolo11s of the task
+    "teacher_epochs": 150,
+    "start_epochs": 0,
+    "start_seed": 100,  # of the student that all others go on from
+    "variants": "plain,upstream,distilled",
+    "seeds": (0, 1, 2, 3, 4),
+    "repeats": 20,
+    "output": str(RESULTS / "dense.json"),
+}
+TRAINING = {
+    "imgsz": 256,
+    "epochs": 40,
+    "batch": 16,
+    "optimizer": "AdamW",
+    "lr0": 0.002,
+    "plots": False,
+    "cache": "ram",
+    "workers": 0,
+}
+SCENES = {"imgsz": 128, "fliplr": 0.0}  # a turned digit is one, a mirrored one is none
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark with `key=value` arguments."""
+    settings, given = read_settings(arguments, __doc__, SETTINGS)
+    if (task := settings["task"]) not in TRAINERS:
+        raise ValueError(f"'task={task}' is an invalid value. Valid tasks are {list(TRAINERS)[1:]}.")
+    trainer_class, suffix = TRAINERS[task], SUFFIXES[task]
+    scenes = {} if settings["data"] else SCENES
+    distillation, training = DistillationArgs.split({"model": f"yolo11n{suffix}.yaml", **TRAINING, **scenes, **given})
+    names = [name.strip() for name in settings["variants"].split(",")]
+    own = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
+    defaults = trainer_class.task.defaults
+    for arguments_of in own.values():
+        DistillationArgs(
+            **{**defaults, **DistillationArgs.split({**distillation, **arguments_of})[0]}
+        )  # or it ends here
+
+    output = Path(settings["output"])
+    fixed = {k: settings[k] for k in ("task", "teacher_model", "teacher_epochs", "start_epochs", "start_seed")}
+    setting = json.loads(json.dumps({**training, **distillation, **fixed, "model": Path(training["model"]).name}))
+    report: dict[str, Any] = {"setting": setting}
+    if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
+        report = earlier
+    data = settings["data"] or write_scenes(datasets_folder() / f"scenes-{task}", task)
+    project = runs_folder(task) / "dense" / output.stem
+    training |= {"data": str(data), "project": str(project), "exist_ok": True}
+    teacher = settings["teacher"] or train_once(
+        trainer_class,
+        training,
+        settings["teacher_model"] or f"yolo11s{suffix}.yaml",
+        settings["teacher_epochs"],
+        "teacher",
+    )
+    key = trainer_class.task.score.key
+    report.setdefault("teacher", 100 * evaluate(trainer_class, teacher, training)[key])
+    if settings["start_epochs"]:
+        seeded = {**training, "seed": settings["start_seed"]}
+        training["model"] = train_once(trainer_class, seeded, training["model"], settings["start_epochs"], "start")
+        report.setdefault("start", 100 * evaluate(trainer_class, training["model"], training)[key])
+
+    ours = {"teacher": teacher, **distillation}
+    special = {"plain": None, "upstream": {"distill_model": teacher}}
+    variants = {name: special.get(name, {**ours, **own[name]}) for name in names}
+    train_students(trainer_class, variants, training, np.atleast_1d(settings["seeds"]).tolist(), report, output)
+    report["gap closed, %"] = gap_closed(report[key], report["teacher"])
+    if YAML.load(data).get("test"):
+        measured = report.setdefault("test", {})
+        for variant, by_seed in report[key].items():
+            for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
+                best = project / run_name(variant, seed) / "weights" / "best.pt"
+                measured[variant][seed] = on_test(trainer_class, best, training)
+        report["test summary"] = summarise(measured)
+    if settings["repeats"]:
+        report["cost"] = measure_cost(trainer_class, training, teacher, distillation, settings["repeats"])
+    write_results(output, report)
+    words = trainer_class.task.score.words
+    print(f"Teacher: {report['teacher']:.2f} % {words}")
+    print(table(report["summary"], words))
+    if "test summary" in report:
+        print(table(report["test summary"], f"test {words}"))
+    print(f"Saved to {output}")
+
+
+def train_once(
+    trainer_class: type[DistillationTrainer], training: dict[str, Any], model: str, epochs: int, name: str
+) -> str:
+    """Return the best checkpoint of a plain run, which is made or gone on with unless it is finished."""
+    overrides = {**training, "model": model, "epochs": epochs, "patience": epochs}
+    return train_student(trainer_class, overrides, name)["file"]
+
+
+def on_test(trainer_class: type[DistillationTrainer], file: Path, training: dict[str, Any]) -> float:
+    """Return a student's score on the test images, in percent."""
+    keys = {k: training[k] for k in ("data", "imgsz", "project")}
+    metrics = YOLO(file).val(**keys, split="test", name="test", plots=False, verbose=False, exist_ok=True)
+    return 100 * trainer_class.task.evaluate(metrics)[trainer_class.task.score.key]
+
+
+def measure_cost(
+    trainer_class: type[DistillationTrainer],
+    training: dict[str, Any],
+    teacher: str,
+    distillation: dict[str, Any],
+    repeats: int,
+) -> dict[str, Any]:
+    """Time steps of plain, distilled and upstream's distilled training in turn, and the teacher's forward pass."""
+    plain_trainer = trainer_class.task.plain_trainer
+    own = {**training, "name": "cost", "teacher": teacher, "teacher_check": False, **distillation}
+    trainers = {
+        "plain": plain_trainer(overrides={**training, "name": "cost"}),
+        "upstream": plain_trainer(overrides={**training, "name": "cost", "distill_model": teacher}),
+        "distilled": trainer_class(overrides=own),
+        "sequential": trainer_class(overrides={**own, "teacher_overlap": False}),
+    }
+    for trainer in trainers.values():
+        prepare(trainer)
+    plain, bare = trainers["plain"], trainers["sequential"].teacher
+    batch = next(iter(plain.train_loader))
+    images = plain.preprocess_batch(dict(batch))["img"]
+
+    def forward() -> None:
+        with loop_precision(plain):
+            bare(images)
+
+    runs = {"teacher": forward, **{kind: partial(step, x, batch, x.model) for kind, x in trainers.items()}}
+    times = take_turns(runs, repeats, plain.device, warmup=2)
+    ratios = {
+        "distilled / (plain + teacher)": ratio(times["distilled"], times["plain"], times["teacher"]),
+        "sequential / (plain + teacher)": ratio(times["sequential"], times["plain"], times["teacher"]),
+        "distilled / plain": ratio(times["distilled"], times["plain"]),
+        "upstream / plain": ratio(times["upstream"], times["plain"]),
+        "distilled / upstream": ratio(times["distilled"], times["upstream"]),
+    }
+    return {"median_ms": medians(times), "ratios": ratios}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
