@@ -5,6 +5,7 @@ import torch
 from gloo import launch, parameters, reports
 from helpers import rows, same, train, weights
 from scenes import TASKS
+from torch.utils._pytree import tree_leaves
 from ultralytics.models.distillation import TRAINERS
 from ultralytics.utils import LOGGER
 
@@ -64,3 +65,48 @@ def test_on_a_gpu(task, amp, settings_of):
     trainer = train({**settings_of(task), "device": 0, "amp": amp}, TRAINERS[task])
     assert all(x.isfinite() for x in trainer.loss_items.values())
     assert all(trainer.loss_items[name] > 0 for name in trainer.distiller.weights)
+
+
+@pytest.mark.parametrize(("task", "family", "where"), [("pose", "26", "ram"), ("segment", "11", "disk")])
+def test_kept_answers_are_those_of_the_teacher(task, family, where, settings_of):
+    """Each view is asked about once; and what was kept is what the teacher says, in half precision."""
+    given = {"mosaic": 0.0, "epochs": 2, "teacher_cache": where, "teacher_views": 1}
+    said = []
+
+    def on_start(trainer):
+        cached, teacher = trainer.distiller.cached, trainer.teacher
+
+        def ask(images, index, view):
+            (read, maps), (expected, true) = cached(images, index, view), teacher(images)
+            said.append((tree_leaves(read), tree_leaves(expected)))
+            assert [x.keys() for x in read.values()] == [x.keys() for x in expected.values()]
+            assert all(torch.allclose(a.float(), b, rtol=1e-2, atol=1e-2) for a, b in zip(maps, true, strict=True))
+            return read, maps
+
+        ask.cache, ask.lap, ask.report = cached.cache, cached.lap, ""
+        trainer.distiller.cached = ask
+
+    trainer = train({**settings_of(task, family, family), **given}, TRAINERS[task], on_train_start=on_start)
+    kept = trainer.distiller.cached.cache
+    assert (kept.misses, kept.hits) == (24, 24)
+    for read, expected in said:
+        assert all(torch.allclose(a.float(), b, rtol=2e-2, atol=0.05) for a, b in zip(read, expected, strict=True))
+    if where == "disk":
+        (file,) = trainer.plan.cache_folder.glob("*.bin")
+        again = train({**settings_of(task, family, family), **given}, TRAINERS[task])
+        assert again.distiller.cached.cache.misses == 0
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "Set 'mosaic=0.0', or leave it out"),
+        ({"mosaic": 0.0, "mixup": 0.1, "rect": True}, "Set 'mixup=0.0 rect=False'"),
+        ({"mosaic": 0.0, "multi_scale": 0.5}, "Set 'multi_scale=0.0'"),
+    ],
+)
+def test_answers_are_kept_where_views_repeat_alone(given, words, settings_of, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        TRAINERS["detect"](overrides={**settings_of("detect"), "teacher_cache": "ram", **given})
+    assert not (tmp_path / "runs").exists()

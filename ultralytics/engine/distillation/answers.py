@@ -60,7 +60,7 @@ def open_cache(
     shape = 1, plan.data["channels"], plan.imgsz, plan.imgsz
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     if args.teacher_cache == "disk":
-        folder, parts = task.identify(dataset)
+        folder, parts = task.identify(plan, dataset)
         file = plan.cache_folder / f"{folder.name}-{answers_key(plan, parts, plan.teacher(images), amp)}.bin"
     try:
         if file is not None:
@@ -68,7 +68,14 @@ def open_cache(
         example = images.expand(batch, -1, -1, -1)
         with precision:
             cached = CachedTeacher(
-                plan.teacher, example, len(dataset), args.teacher_views, args.temperature, file, _compresses(plan)
+                plan.teacher.ask,
+                example,
+                len(dataset),
+                args.teacher_views,
+                args.temperature,
+                file,
+                _compresses(plan),
+                plan.teacher.interpret,
             )
     except (OSError, MemoryError) as e:
         too_large = isinstance(e, MemoryError) or e.errno == errno.ENOSPC

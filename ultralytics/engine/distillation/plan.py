@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.cfg.distillation import DistillationArgs, as_list
 from ultralytics.nn.distillation.taps import FeatureLevel
 from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
 from ultralytics.utils import LOGGER, RANK, colorstr
@@ -84,7 +84,7 @@ class Plan:
     @property
     def cache_folder(self) -> Path:
         """Where the teacher's answers are kept on disk."""
-        return Path(self.data["train"]).parent / "teacher_cache"
+        return Path(as_list(self.data["train"])[0]).parent / "teacher_cache"
 
     @property
     def student_levels(self) -> list[FeatureLevel]:

@@ -79,7 +79,7 @@ def _find_or_fit(
     device: torch.device,
 ) -> tuple[Path, str]:
     """Give a teacher its head, and return the file of both and a sentence about it."""
-    _, images = task.identify(views)
+    _, images = task.identify(plan, views)
     side, classes = member.imgsz or plan.imgsz, len(plan.data["names"])
     example = torch.rand(2, plan.data["channels"], plan.imgsz, plan.imgsz, generator=torch.Generator().manual_seed(0))
     key = cache_key(

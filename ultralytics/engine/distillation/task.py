@@ -111,7 +111,7 @@ class DistillationTask:
         """
         return dataset
 
-    def identify(self, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
         """Return the folder of a dataset with views that repeat, and what tells its images and views from others."""
         raise NotImplementedError
 

@@ -18,6 +18,8 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.utils.distillation import compress_logits, restore_logits
 
 __all__ = ("CachedTeacher", "TeacherCache", "cache_key")
@@ -98,7 +100,7 @@ class TeacherCache:
         self.misses += len(found) - int(found.sum())
         pieces = torch.from_numpy(records[:, : self._payload]).split(self._bytes, 1)
         return found, [
-            x.clone(memory_format=torch.contiguous_format).view(dtype).reshape(-1, *shape)
+            x.flatten().clone().view(dtype).reshape(len(found), *shape)
             for x, (shape, dtype) in zip(pieces, self.kinds, strict=True)
         ]
 
@@ -137,52 +139,57 @@ class CachedTeacher:
 
     def __init__(
         self,
-        teacher: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+        teacher: Callable[[Tensor], Answer],
         example: Tensor,
         images: int,
         views: int,
         temperature: float,
         file: Path | None = None,
         compress: bool = True,
+        interpret: Callable[[Any], Any] = lambda output: output,
     ):
         """Open the cache of a teacher.
 
         Args:
-            teacher (Callable): Returns logits (B, C) and feature maps for images (B, channels, H, W).
+            teacher (Callable): Returns logits (B, C), or a dict of dicts of tensors over B images, and feature maps for
+                images (B, channels, H, W).
             example (Tensor): A batch of images like those to come, of their size and on their device.
             images (int): Number of images.
             views (int): Views of each.
             temperature (float): Softening temperature at which the mass of compressed logits is kept.
             file (Path, optional): File to map; None for memory.
             compress (bool): Compress the logits of more than 100 classes.
+            interpret (Callable): Gives what an output means that was kept.
 
         Raises:
             OSError: If the file cannot be written, or the disk has no room for it.
             MemoryError: If the memory has no room.
         """
-        self.teacher, self.temperature = teacher, temperature
+        self.teacher, self.temperature, self.interpret = teacher, temperature, interpret
         self.waiting = self.training = 0.0
         self._since: float | None = None
-        self.classes = teacher(example)[0].shape[1]
+        leaves, self._form = tree_flatten(teacher(example)[0])
+        self._outputs, self.classes = len(leaves), leaves[0].shape[1]
         self.top = TOP if compress and self.classes > MOST_CLASSES else None
         start = time.perf_counter()
         kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(*teacher(example))]
         self._each = (time.perf_counter() - start) / len(example)  # seconds; of a second pass, as the first is slow
         self.cache = TeacherCache(images, views, kinds, file)
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, images: Tensor, index: Tensor | Sequence[int], view: Tensor | Sequence[int]) -> Answer:
         """Answer a batch of images.
 
         Args:
             images (Tensor): Images of shape (B, channels, H, W).
-            index (Tensor): Their indices, shape (B,).
-            view (Tensor): Their views, shape (B,).
+            index (Tensor | Sequence[int]): Their indices, B of them.
+            view (Tensor | Sequence[int]): Their views.
 
         Returns:
-            logits (Tensor): Logits of shape (B, C), float16, or float32 if they were compressed.
+            output (Any): What `interpret` gives of float16 tensors; by default logits of shape (B, C), float32 if they
+                were compressed.
             features (list[Tensor]): One (B, c, h, w) float16 map per level.
         """
-        index, view = index.cpu(), view.cpu()
+        index, view = (torch.as_tensor(x, device="cpu") for x in (index, view))
         found, tensors = self.cache.read(index.tolist(), view.tolist())
         if not found.all():
             asked = ~found
@@ -190,8 +197,8 @@ class CachedTeacher:
             for known, new in zip(tensors, answer, strict=True):
                 known[asked] = new
             self.cache.write(index[asked].tolist(), view[asked].tolist(), answer)
-        logits, *features = self._decode([x.to(images.device, non_blocking=True) for x in tensors])
-        return logits, features
+        tensors = self._decode([x.to(images.device, non_blocking=True) for x in tensors])
+        return self.interpret(tree_unflatten(tensors[: self._outputs], self._form)), tensors[self._outputs :]
 
     def lap(self, event: str) -> None:
         """Take the time at "on_train_epoch_start", "on_train_batch_start" or "on_train_batch_end"."""
@@ -217,11 +224,11 @@ class CachedTeacher:
             )
         return said
 
-    def _encode(self, logits: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    def _encode(self, output: Any, features: Sequence[Tensor]) -> list[Tensor]:
         """Return an answer as the tensors of its records, on the CPU."""
-        kept = [logits]
+        kept = tree_leaves(output)
         if self.top:
-            values, indices, rest = compress_logits(logits, self.top, self.temperature)
+            values, indices, rest = compress_logits(output, self.top, self.temperature)
             kept = [values, indices.int(), rest]
         limit = torch.finfo(torch.float16).max
         return [

@@ -21,6 +21,7 @@ from ultralytics.utils.tal import dist2bbox, dist2rbox
 __all__ = ("DenseHead", "DenseTeacher", "DenseTeachers")
 
 BRANCHES = ("one2many", "one2one")
+RAW = ("scores", "boxes", "angle", "mask_coefficient", "kpts")  # of a branch's output, one tensor each
 
 
 class DenseHead(NamedTuple):
@@ -76,9 +77,24 @@ class DenseHead(NamedTuple):
             raw (Any): What the network gives: in training a dict, in eval mode its second part.
             branches (Sequence[str], optional): Which; None for all that there are.
         """
+        return self.decode(self.pick(raw, branches))
+
+    def pick(self, raw: Any, branches: Sequence[str] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Return of each branch's output what is needed to decode it; of its maps no channel, but their sizes."""
         raw = raw[1] if isinstance(raw, tuple) else raw
-        branches = self.branches if branches is None else branches
-        return {name: self._decode(self._branch(raw, name)) for name in branches}
+        picked = {}
+        for name in self.branches if branches is None else branches:
+            branch = self._branch(raw, name)
+            own = picked[name] = {k: branch[k] for k in RAW if k in branch}
+            if self.masks:
+                prototypes = branch["proto"]  # in training with the semantic logits of newer ones
+                own["proto"] = prototypes[0] if isinstance(prototypes, tuple) else prototypes
+            own |= {f"map{i}": x[:, :0] for i, x in enumerate(branch["feats"])}
+        return picked
+
+    def decode(self, picked: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Return what branches say, see `utils.distillation.dense`, from what `pick` gave."""
+        return {name: self._decode(branch) for name, branch in picked.items()}
 
     def _branch(self, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         """Return what one branch gives; a head that has but one gives it as it is, unless it had two."""
@@ -105,7 +121,7 @@ class DenseHead(NamedTuple):
 
     def _decode(self, raw: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return what one branch says, boxes and keypoints in pixels."""
-        scores, maps = raw["scores"], raw["feats"]
+        scores, maps = raw["scores"], [raw[f"map{i}"] for i in range(len(self.strides))]
         points, strides = self._anchors(maps)
         bins = raw["boxes"].float().unflatten(1, (4, self.bins))
         steps = torch.arange(self.bins, device=bins.device, dtype=bins.dtype)[:, None]
@@ -120,9 +136,7 @@ class DenseHead(NamedTuple):
         else:
             said["boxes"] = dist2bbox(distances, points, xywh=False) * strides
         if self.masks:
-            prototypes = raw["proto"]  # in training with the semantic logits of newer ones
-            said["coefficients"] = raw["mask_coefficient"]
-            said["prototypes"] = prototypes[0] if isinstance(prototypes, tuple) else prototypes
+            said["coefficients"], said["prototypes"] = raw["mask_coefficient"], raw["proto"]
         if self.keypoints:
             keypoints = raw["kpts"].float().unflatten(1, self.keypoints).permute(0, 3, 1, 2)
             place = keypoints[..., :2] * self.keypoint_scale + points[:, None] + self.keypoint_shift
@@ -159,8 +173,12 @@ class DenseTeacher(Teacher):
             return None
 
     def read(self, output: Any) -> dict[str, dict[str, Tensor]]:
-        """Return what each branch of the head says, nothing where it says nothing of anchors."""
-        return self.dense_head.read(output) if self.dense_head else {}
+        """Return each branch's output, nothing of a head that says nothing of anchors."""
+        return self.dense_head.pick(output) if self.dense_head else {}
+
+    def interpret(self, kept: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Return what each branch of the head says."""
+        return self.dense_head.decode(kept) if self.dense_head else {}
 
     def vet(self, imgsz: int, channels: int) -> None:
         """Check that it is a network of the task, and by one forward pass that it answers as one."""
@@ -253,7 +271,16 @@ class DenseTeachers(Teachers):
                 in `classes`; or an empty tensor of shape (B, 0) without.
             features (list[Tensor]): One (B, c, h, w) map per level.
         """
-        said, features = self.first(images, head)
-        if head and self._columns is not None:
-            said = {k: {**x, "scores": x["scores"].index_select(1, self._columns)} for k, x in said.items()}
-        return said, features
+        kept, features = self.first.ask(images, head)
+        return self.interpret(kept) if head else kept, features
+
+    def ask(self, images: Tensor) -> Answer:
+        """Answer a batch of images as it can be kept: in the units of the head."""
+        return self.first.ask(images)
+
+    def interpret(self, kept: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Return what each branch says of the classes in `classes`."""
+        said = self.first.interpret(kept)
+        if self._columns is None:
+            return said
+        return {k: {**x, "scores": x["scores"].index_select(1, self._columns)} for k, x in said.items()}

@@ -125,8 +125,12 @@ class Teacher:
         return network
 
     def read(self, output: Any) -> Any:
-        """Return what the network's raw output in eval mode means: tensors over B images, or a dict of such."""
+        """Return of the network's raw output in eval mode what tells all: tensors over B images, or dicts of such."""
         raise NotImplementedError
+
+    def interpret(self, kept: Any) -> Any:
+        """Return what that which `read` gives means, by default itself."""
+        return kept
 
     def check_answer(self, answer: Any) -> None:
         """Refuse an answer to two random images that is none of the task's.
@@ -211,15 +215,22 @@ class Teacher:
             head (bool): Compute what the head says; if not, the forward pass ends at the last level.
 
         Returns:
-            output (Any): What `read` gives, an empty tensor of shape (B, 0) without.
+            output (Any): What `interpret` gives, an empty tensor of shape (B, 0) without.
             features (list[Tensor]): One (B, c, h, w) map per level.
         """
+        kept, features = self.ask(images, head)
+        return self.interpret(kept) if head else kept, features
+
+    @torch.no_grad()
+    def ask(self, images: Tensor, head: bool = True) -> Answer:
+        """Answer a batch of images as it can be kept, by what `read` gives; see `__call__`."""
         compiled = self._compiled if images.shape == self._compiled_shape else None
         pixels = len(images) * math.prod((self.imgsz, self.imgsz) if self.imgsz else images.shape[-2:])
         pieces = min(math.ceil(pixels / self.pixels_at_once), len(images) // 2)
         if compiled is None and pieces > 1:
             return tree_map(
-                lambda *parts: torch.cat(parts), *(tuple(self(piece, head)) for piece in images.tensor_split(pieces))
+                lambda *parts: torch.cat(parts),
+                *(tuple(self.ask(piece, head)) for piece in images.tensor_split(pieces)),
             )
         if self.imgsz and images.shape[-2:] != (self.imgsz, self.imgsz):
             images = F.interpolate(images, (self.imgsz, self.imgsz), mode="bilinear", antialias=True)

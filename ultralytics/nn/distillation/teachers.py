@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,14 @@ class Teachers:
     def __call__(self, images: Tensor, head: bool = True) -> Answer:
         """Answer a batch of images, see `Teacher`."""
         return self.first(images, head)
+
+    def ask(self, images: Tensor) -> Answer:
+        """Answer a batch of images as it can be kept, to be interpreted later."""
+        return self(images)
+
+    def interpret(self, kept: Any) -> Any:
+        """Return what a kept output means."""
+        return kept
 
 
 class SelfTeacher:

@@ -147,7 +147,7 @@ class ClassificationTask(DistillationTask):
         dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
 
-    def identify(self, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
         """Return the folder of a dataset, its files as they are now, and how they are augmented."""
         root = Path(dataset.root)
         files = [(os.path.relpath(file, root), os.stat(file)) for file, *_ in dataset.samples]

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
 from ultralytics.engine.distillation.plan import Plan, Score
@@ -32,6 +35,11 @@ from ultralytics.utils.ops import xyxy2xywh
 __all__ = ("DetectionTask", "DetectionTeacher")
 
 CHECKED_IMAGES = 128
+JOINING = ("mosaic", "mixup", "cutmix", "copy_paste", "multi_scale", "rect")  # what one view is not repeated with
+AUGMENTING = (
+    *("hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "bgr"),
+    *("augmentations", "imgsz", "fraction", "classes", "single_cls"),
+)
 LEAST_MAP = 0.01  # below it a teacher has found nothing
 
 
@@ -41,6 +49,17 @@ def _several_teachers(plan: Plan) -> Exception | None:
     return ValueError(
         f"'teacher={plan.args.teachers}' names several teachers, but only classifiers' answers can be averaged. Give "
         f"one."
+    )
+
+
+def _views_do_not_repeat(plan: Plan) -> Exception | None:
+    given = [name for name in JOINING if getattr(plan.training, name)]
+    if not (plan.args.teacher_cache and given):
+        return None
+    mend = " ".join(f"{name}={False if name == 'rect' else 0.0}" for name in given)
+    return ValueError(
+        f"'teacher_cache={plan.args.teacher_cache}' keeps answers to images that are seen again, in one size. Set "
+        f"'{mend}', or leave it out."
     )
 
 
@@ -69,7 +88,8 @@ class DetectionTask(DistillationTask):
         "dfl_distill": True,
     }
     charts = CHARTS
-    refusals = (_several_teachers,)
+    views_repeat = True
+    refusals = (_several_teachers, _views_do_not_repeat)
 
     def join(self, members: Sequence[DenseTeacher], plan: Plan) -> DenseTeachers:
         """Return the teacher, its classes to be matched by name."""
@@ -140,6 +160,18 @@ class DetectionTask(DistillationTask):
             return {}
         sizes = f"'reg_max' is {own.bins} in the student's head and {teacher.bins} in the teacher's"
         return {"dfl": f"{sizes}, so there are no two distributions of one kind"}
+
+    def wrap_dataset(self, dataset: Dataset, plan: Plan, folder: str, training: bool) -> Dataset:
+        """Return a dataset, with repeating views if answers to them are kept."""
+        return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
+
+    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+        """Return the folder that a dataset's images have in common, its files as they are now, and the augmentation."""
+        files = [(str(file), os.stat(file)) for file in dataset.im_files]
+        images = [(name, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for name, x in files]
+        augmented = {name: str(getattr(plan.training, name, None)) for name in AUGMENTING}
+        augmented["albumentations"] = find_spec("albumentations") is not None  # which upstream uses where it is
+        return Path(os.path.commonpath([name for name, _ in files])), {"images": images, "augmented": augmented}
 
     def build_loss(self, plan: Plan) -> DenseDistillationLoss:
         """Return the losses of a run."""
