@@ -198,7 +198,7 @@ def test_every_command_runs(command, overrides, teacher, tmp_path):
         arguments.append("self_distill_start=0")  # of the one epoch
     if arguments and "--help" not in arguments:
         brief = {**TRAINING, "fraction": 0.2, "project": str(tmp_path)}
-        brief |= {"teacher_epochs": 1} if "example" in script and "data=" in command else {}
+        brief |= {"teacher_epochs": 1} if "example" in script and "teacher=path" not in command else {}
         arguments += [f"{k}={v}" for k, v in brief.items()]
     elif "example" in script:
         arguments = ["epochs=1", "teacher_epochs=1", "fraction=0.2"]
