@@ -23,10 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.data import ClassificationDataset
-from ultralytics.data.utils import check_cls_dataset
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.engine.distillation.compare import evaluate, train_student
 from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.run_files import whole_files
@@ -110,10 +111,16 @@ def compare(settings: dict[str, Any]) -> Path:
 def measure(
     args: DistillationArgs, training: dict[str, Any], trainer_class: type[DistillationTrainer]
 ) -> dict[str, Any]:
-    """Return the row of a trained teacher, or several, on the validation images, as far as it knows their classes."""
+    """Return the row of a trained teacher, or several, on the validation images whose classes they know.
+
+    A detector's score is not a number where its classes are not those of the dataset.
+    """
     row = {"name": "teacher", "seconds": float("nan")}
     if trainer_class is not DistillationClassificationTrainer:
-        return {**row, **evaluate(trainer_class, args.teacher, training)}
+        row |= evaluate(trainer_class, args.teacher, training)
+        names = check_det_dataset(training["data"])["names"]
+        known = list(YOLO(args.teacher).names.values()) == list(names.values())
+        return row if known else {**row, trainer_class.task.score.key: float("nan")}  # upstream compares by index
     data = check_cls_dataset(training["data"], training.get("split") or "val")
     settings = get_cfg(overrides=training)
     teacher = TeacherEnsemble([ClassificationTeacher(**given) for given in args.per_teacher()], args.teacher_weights)

@@ -122,5 +122,6 @@ def gap_closed(measured: dict[str, dict[str, float]], teacher: float) -> dict[st
     for variant, by_seed in measured.items():
         if variant != "plain" and (shared := by_seed.keys() & plain.keys()):
             before, after = (np.mean([x[seed] for seed in shared]) for x in (plain, by_seed))
-            shares[variant] = float(100 * (after - before) / (teacher - before))
+            if teacher > before:  # or there is none
+                shares[variant] = float(100 * (after - before) / (teacher - before))
     return shares

@@ -18,6 +18,7 @@ an interrupted benchmark goes on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from functools import partial
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 from ultralytics import YOLO
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.engine.distillation.compare import (
     evaluate,
     run_name,
@@ -37,7 +39,7 @@ from ultralytics.engine.distillation.compare import (
 )
 from ultralytics.engine.distillation.trainer import DistillationTrainer, loop_precision
 from ultralytics.models.distillation import TRAINERS
-from ultralytics.utils import YAML
+from ultralytics.utils.files import increment_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -81,46 +83,51 @@ def main(arguments: list[str]) -> None:
     distillation, training = DistillationArgs.split({"model": f"yolo11n{suffix}.yaml", **TRAINING, **scenes, **given})
     names = [name.strip() for name in settings["variants"].split(",")]
     own = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
-    defaults = trainer_class.task.defaults
-    for arguments_of in own.values():
-        DistillationArgs(
-            **{**defaults, **DistillationArgs.split({**distillation, **arguments_of})[0]}
-        )  # or it ends here
+    for given in own.values():  # mistakes end here
+        chosen, _ = DistillationArgs.split({**trainer_class.task.defaults, **distillation, **given})
+        DistillationArgs(**chosen)
 
-    output = Path(settings["output"])
-    fixed = {k: settings[k] for k in ("task", "teacher_model", "teacher_epochs", "start_epochs", "start_seed")}
-    setting = json.loads(json.dumps({**training, **distillation, **fixed, "model": Path(training["model"]).name}))
+    output, task_runs = Path(settings["output"]), runs_folder(task) / "dense"
+    data = check_det_dataset(settings["data"] or write_scenes(datasets_folder() / f"scenes-{task}", task))
+    training |= {"data": str(data["yaml_file"]), "exist_ok": True, "project": str(task_runs)}
+    teacher = settings["teacher"] or train_once(
+        trainer_class,
+        {
+            **training,
+            "model": settings["teacher_model"] or f"yolo11s{suffix}.yaml",
+            "epochs": settings["teacher_epochs"],
+        },
+        "teacher",
+    )
+    if list(YOLO(teacher).names.values()) != list(data["names"].values()):
+        raise ValueError(f"'teacher={teacher}' has other classes than the dataset, so the two cannot be compared.")
+    fixed = {"task": task, "data": Path(training["data"]).stem, "start_epochs": settings["start_epochs"]}
+    fixed["teacher_hash"] = hashlib.sha256(Path(teacher).read_bytes()).hexdigest()
+    setting = {**training, **distillation, **fixed, "model": Path(training["model"]).name}
+    setting = json.loads(json.dumps({k: v for k, v in setting.items() if k not in ("project", "exist_ok")}))
     report: dict[str, Any] = {"setting": setting}
     if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
         report = earlier
-    data = settings["data"] or write_scenes(datasets_folder() / f"scenes-{task}", task)
-    project = runs_folder(task) / "dense" / output.stem
-    training |= {"data": str(data), "project": str(project), "exist_ok": True}
-    teacher = settings["teacher"] or train_once(
-        trainer_class,
-        training,
-        settings["teacher_model"] or f"yolo11s{suffix}.yaml",
-        settings["teacher_epochs"],
-        "teacher",
-    )
     key = trainer_class.task.score.key
     report.setdefault("teacher", 100 * evaluate(trainer_class, teacher, training)[key])
     if settings["start_epochs"]:
-        seeded = {**training, "seed": settings["start_seed"]}
-        training["model"] = train_once(trainer_class, seeded, training["model"], settings["start_epochs"], "start")
+        seeded = {**training, "seed": settings["start_seed"], "epochs": settings["start_epochs"]}
+        training["model"] = train_once(trainer_class, seeded, "start")
         report.setdefault("start", 100 * evaluate(trainer_class, training["model"], training)[key])
+    project = task_runs / report.setdefault("runs", Path(increment_path(task_runs / output.stem)).name)
+    training["project"] = str(project)
 
     ours = {"teacher": teacher, **distillation}
     special = {"plain": None, "upstream": {"distill_model": teacher}}
     variants = {name: special.get(name, {**ours, **own[name]}) for name in names}
     train_students(trainer_class, variants, training, np.atleast_1d(settings["seeds"]).tolist(), report, output)
     report["gap closed, %"] = gap_closed(report[key], report["teacher"])
-    if YAML.load(data).get("test"):
+    if data.get("test"):
         measured = report.setdefault("test", {})
         for variant, by_seed in report[key].items():
             for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
                 best = project / run_name(variant, seed) / "weights" / "best.pt"
-                measured[variant][seed] = on_test(trainer_class, best, training)
+                measured[variant][seed] = 100 * evaluate(trainer_class, best, training, "test")[key]
         report["test summary"] = summarise(measured)
     if settings["repeats"]:
         report["cost"] = measure_cost(trainer_class, training, teacher, distillation, settings["repeats"])
@@ -133,19 +140,11 @@ def main(arguments: list[str]) -> None:
     print(f"Saved to {output}")
 
 
-def train_once(
-    trainer_class: type[DistillationTrainer], training: dict[str, Any], model: str, epochs: int, name: str
-) -> str:
+def train_once(trainer_class: type[DistillationTrainer], training: dict[str, Any], what: str) -> str:
     """Return the best checkpoint of a plain run, which is made or gone on with unless it is finished."""
-    overrides = {**training, "model": model, "epochs": epochs, "patience": epochs}
-    return train_student(trainer_class, overrides, name)["file"]
-
-
-def on_test(trainer_class: type[DistillationTrainer], file: Path, training: dict[str, Any]) -> float:
-    """Return a student's score on the test images, in percent."""
-    keys = {k: training[k] for k in ("data", "imgsz", "project")}
-    metrics = YOLO(file).val(**keys, split="test", name="test", plots=False, verbose=False, exist_ok=True)
-    return 100 * trainer_class.task.evaluate(metrics)[trainer_class.task.score.key]
+    overrides = {**training, "patience": training["epochs"]}
+    key = hashlib.sha256(json.dumps(overrides, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return train_student(trainer_class, overrides, f"{what}-{key}")["file"]
 
 
 def measure_cost(

@@ -29,9 +29,8 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
-from ultralytics import YOLO
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
-from ultralytics.engine.distillation.compare import run_name, summarise, table, train_students
+from ultralytics.engine.distillation.compare import evaluate, run_name, summarise, table, train_students
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -72,6 +71,7 @@ def main(arguments: list[str]) -> None:
 
     output = Path(settings["output"])
     setting = {**training, **distillation, "teacher": shown(settings["teacher"]), "part": settings["part"]}
+    setting["data"] = Path(settings["data"]).name
     setting["model"] = Path(training["model"]).name
     report: dict[str, Any] = {"setting": setting}
     if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     for variant, by_seed in report["top1"].items():
         for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
             best = project / run_name(variant, seed) / "weights" / "best.pt"
-            measured[variant][seed] = accuracy(best, training)
+            measured[variant][seed] = 100 * evaluate(trainer_class, best, training, "test")["top1"]
     report["test summary"] = summarise(measured)
     report["gap closed, %"] = gap_closed(measured, report["teacher"]["test"])
     write_results(output, report)
@@ -144,12 +144,6 @@ def fit_teacher(teacher: str, training: dict[str, Any]) -> tuple[str, dict[str, 
         (logits,), labels = trainer.teacher.judge(trainer.build_dataset(trainer.data[split], split))
         measured[split] = 100 * (logits.argmax(1) == labels).double().mean().item()
     return file, measured
-
-
-def accuracy(file: Path, training: dict[str, Any]) -> float:
-    """Return a student's top-1 accuracy on the test images, in percent."""
-    keys = {k: training[k] for k in ("data", "imgsz", "project")}
-    return 100 * YOLO(file).val(**keys, split="test", name="test", plots=False, verbose=False, exist_ok=True).top1
 
 
 if __name__ == "__main__":

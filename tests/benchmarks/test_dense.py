@@ -43,10 +43,11 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert report["cost"]["ratios"]["distilled / plain"]["median"] > 0.5
     assert report["cost"]["median_ms"].keys() == {"teacher", "plain", "upstream", "distilled", "sequential"}
     assert "| upstream |" in capsys.readouterr().out
-    folder = tmp_path / "runs" / "obb" / "dense" / "dense"
-    arguments = {name: YAML.load(folder / name / "args.yaml") for name in ("plain_0", "upstream_0", "box_weight_0.5_0")}
-    start = str(folder / "start" / "weights" / "best.pt")
-    assert {x["model"] for x in arguments.values()} == {start}
+    folder = tmp_path / "runs" / "obb" / "dense"
+    names = ("plain_0", "upstream_0", "box_weight_0.5_0")
+    arguments = {name: YAML.load(folder / "dense" / name / "args.yaml") for name in names}
+    (start,) = folder.glob("start-*/weights/best.pt")
+    assert {x["model"] for x in arguments.values()} == {str(start)}
     assert "teacher" not in arguments["upstream_0"]
     assert arguments["upstream_0"]["distill_model"] == arguments["box_weight_0.5_0"]["teacher"]
     assert arguments["plain_0"].get("distill_model") is None
@@ -57,3 +58,8 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(compare.BaseTrainer, "train", never)
     dense.main([*line, "repeats=0"])
+    with pytest.raises(AssertionError, match="trained already"):
+        dense.main([*line, "repeats=0", "lr0=0.1"])  # another setting is another benchmark
+    YAML.save(data, {**YAML.load(data), "names": dict(enumerate("abcdefghij"))})
+    with pytest.raises(ValueError, match="has other classes"):
+        dense.main([*line, f"teacher={arguments['upstream_0']['distill_model']}"])

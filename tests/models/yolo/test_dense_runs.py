@@ -62,7 +62,8 @@ def test_two_processes_train_one_student(settings_of, tmp_path):
 @pytest.mark.parametrize("amp", [True, False, "bf16"])
 @pytest.mark.parametrize("task", TASKS)
 def test_on_a_gpu(task, amp, settings_of):
-    trainer = train({**settings_of(task), "device": 0, "amp": amp}, TRAINERS[task])
+    trainer = train({**settings_of(task), "device": 0, "amp": amp, "plots": True}, TRAINERS[task])
+    assert (trainer.save_dir / "distillation.html").exists()
     assert all(x.isfinite() for x in trainer.loss_items.values())
     assert all(trainer.loss_items[name] > 0 for name in trainer.distiller.weights)
 

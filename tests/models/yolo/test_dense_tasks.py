@@ -145,9 +145,10 @@ def test_what_cannot_be_is_refused_before_any_file(task, given, words, settings_
     assert not Path(settings["project"]).exists()
 
 
-def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path):
+def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path, monkeypatch):
     """Neither are they measured on the dataset's labels; a dataset may have two values a point, or more points."""
-    settings = settings_of("pose", fraction=0.34)
+    monkeypatch.setattr(distill_validation, "SURE", 0.0)
+    settings = settings_of("pose", fraction=0.34, plots=True)
     names = YAML.load(settings["data"])
     labels = Path(names["path"])
     other = tmp_path / "points"
@@ -160,6 +161,7 @@ def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path):
     trainer = train(settings, TRAINERS["pose"])
     assert set(trainer.distiller.weights) == {*SHARED}
     assert all(x.isfinite() for x in trainer.loss_items.values())
+    assert list(json.loads((trainer.save_dir / "distillation.json").read_text())["networks"]) == ["student"]
     with pytest.raises(
         ValueError, match=r"'keypoint_distill=True' .* keypoints of shape \(2, 2\), and the teacher of \(2, 3\)"
     ):
@@ -167,10 +169,11 @@ def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path):
 
 
 def test_images_without_objects_are_learned_from(settings_of, tmp_path):
-    settings = settings_of("segment", fraction=0.34)
+    """Neither is there anything to measure of the teacher, or to report, if there are none for validation either."""
+    settings = settings_of("segment", fraction=0.34, plots=True)
     names = YAML.load(settings["data"])
     shutil.copytree(names["path"], tmp_path / "empty")
-    for file in (tmp_path / "empty").glob("labels/train/*.txt"):
+    for file in (tmp_path / "empty").glob("labels/*/*.txt"):
         file.write_text("")
     for file in (tmp_path / "empty").glob("labels/*.cache"):
         file.unlink()
@@ -354,7 +357,7 @@ def test_every_entrance_leads_to_the_trainer_of_the_models_task(settings_of):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("obb", "11")])
+@pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("segment", "11"), ("obb", "11")])
 def test_the_report_has_the_figures_of_upstreams_validation(task, family, learned, settings_of, tmp_path, monkeypatch):
     """Of a student that goes on from what has learned, and of a teacher that has not."""
     monkeypatch.setattr(distill_validation, "SURE", 0.01)
@@ -379,9 +382,10 @@ def test_the_report_has_the_figures_of_upstreams_validation(task, family, learne
         len(file.read_text().splitlines()) for file in Path(YAML.load(data)["path"]).glob("labels/train/*.txt")
     )
     assert found["compared"] == "baseline"
-    assert found["agreement"] > 0.5  # as one is nearly the other
+    assert found["agreement"] > 0.1  # as one comes from the other
     assert found["pull"].keys() == {"loss", *trainer.distiller.weights}
     assert any("it has no more to teach" in finding for finding in found["findings"])
+    assert (trainer.save_dir / "distillation_examples.png").stat().st_size > 20_000  # objects are drawn
     page = (trainer.save_dir / "distillation.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "digit" in page

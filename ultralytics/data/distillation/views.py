@@ -1,5 +1,5 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""A classification dataset whose augmentations repeat, so that what a teacher said of an image can be read again."""
+"""A dataset whose augmentations repeat, so that what a teacher said of an image can be read again."""
 
 from __future__ import annotations
 

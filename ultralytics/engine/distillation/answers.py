@@ -6,9 +6,15 @@ from __future__ import annotations
 import errno
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
+import cv2
+import numpy as np
+import PIL
 import torch
+import torchvision
+import ultralytics
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
@@ -68,14 +74,14 @@ def open_cache(
         example = images.expand(batch, -1, -1, -1)
         with precision:
             cached = CachedTeacher(
-                plan.teacher.ask,
+                partial(plan.teacher.ask, head=args.uses_answer),
                 example,
                 len(dataset),
                 args.teacher_views,
                 args.temperature,
                 file,
                 _compresses(plan),
-                plan.teacher.interpret,
+                plan.teacher.interpret if args.uses_answer else lambda output: output,
             )
     except (OSError, MemoryError) as e:
         too_large = isinstance(e, MemoryError) or e.errno == errno.ENOSPC
@@ -114,6 +120,8 @@ def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -
         **images,
         amp=str(plan.training.amp if amp else False),
         compressed=_compresses(plan),
+        head=plan.args.uses_answer,
+        libraries=[x.__version__ for x in (ultralytics, torchvision, np, cv2, PIL)],  # which draw and make the views
     )
 
 

@@ -198,11 +198,13 @@ def _last_epoch(file: Path) -> int | None:
         return None
 
 
-def evaluate(trainer_class: type[DistillationTrainer], file: str, training: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a checkpoint, and its task's figures as fractions."""
+def evaluate(
+    trainer_class: type[DistillationTrainer], file: Path | str, training: dict[str, Any], split: str = "val"
+) -> dict[str, Any]:
+    """Return the parameters of a checkpoint, and its task's figures on a split of the dataset as fractions."""
     model = YOLO(file)
-    keys = training.keys() & {"data", "imgsz", "batch", "device", "project"}
-    metrics = model.val(**{k: training[k] for k in keys}, name=f"val_{Path(file).stem}", plots=False, verbose=False)
+    given = {k: training[k] for k in training.keys() & {"data", "imgsz", "batch", "device", "project"}}
+    metrics = model.val(**given, split=split, name=f"{split}_{Path(file).stem}", plots=False, verbose=False)
     return {"parameters": sum(p.numel() for p in model.parameters()), **trainer_class.task.evaluate(metrics)}
 
 

@@ -169,7 +169,7 @@ class CachedTeacher:
         self.waiting = self.training = 0.0
         self._since: float | None = None
         leaves, self._form = tree_flatten(teacher(example)[0])
-        self._outputs, self.classes = len(leaves), leaves[0].shape[1]
+        self._outputs, self.classes = len(leaves), leaves[0].shape[1] if leaves else 0
         self.top = TOP if compress and self.classes > MOST_CLASSES else None
         start = time.perf_counter()
         kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(*teacher(example))]

@@ -274,9 +274,9 @@ class DenseTeachers(Teachers):
         kept, features = self.first.ask(images, head)
         return self.interpret(kept) if head else kept, features
 
-    def ask(self, images: Tensor) -> Answer:
+    def ask(self, images: Tensor, head: bool = True) -> Answer:
         """Answer a batch of images as it can be kept: in the units of the head."""
-        return self.first.ask(images)
+        return self.first.ask(images, head)
 
     def interpret(self, kept: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Return what each branch says of the classes in `classes`."""

@@ -108,9 +108,9 @@ class Teachers:
         """Answer a batch of images, see `Teacher`."""
         return self.first(images, head)
 
-    def ask(self, images: Tensor) -> Answer:
-        """Answer a batch of images as it can be kept, to be interpreted later."""
-        return self(images)
+    def ask(self, images: Tensor, head: bool = True) -> Answer:
+        """Answer a batch of images as it can be kept, what the head says to be interpreted later."""
+        return self(images, head)
 
     def interpret(self, kept: Any) -> Any:
         """Return what a kept output means."""

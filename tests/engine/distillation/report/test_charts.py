@@ -8,10 +8,13 @@ from matplotlib.colors import to_rgba
 from ultralytics.engine.distillation.report.charts import (
     COLORS,
     Example,
+    Scene,
+    Seen,
     draw_calibration,
     draw_classes,
     draw_examples,
     draw_losses,
+    draw_scenes,
     draw_score,
 )
 from ultralytics.utils.distillation.metrics import Calibration, calibration
@@ -40,11 +43,25 @@ def example(height=6, width=8, levels=2, channels=3, **names):
     return Example(image, names.pop("label", "cat"), {**named, **names}, attention)
 
 
+OUTLINE = np.array([[1.0, 1.0], [5.0, 1.0], [5.0, 4.0], [1.0, 4.0]])
+SEEN = [
+    Seen("cat", 0.9, OUTLINE, np.eye(3, 4) > 0, np.array([[2.0, 2.0, 1.0], [3.0, 3.0, 0.0]])),
+    Seen("dog", None, OUTLINE + 1, None, np.array([[2.0, 2.0], [4.0, 3.0]])),
+    Seen("cat", 0.5, OUTLINE),
+]
+
+
+def scene(**seen):
+    """Return an image of 8 x 6 pixels, and what is seen in it."""
+    return Scene(np.full((6, 8, 3), 0.5), seen)
+
+
 CHARTS = {
     "accuracy": lambda: draw_score(CURVES, 0.9, "top-1 (%)"),
     "losses": lambda: draw_losses(RAW, WEIGHTED),
     "classes": lambda: draw_classes(ROWS, ["student", "teacher"], "accuracy (%)"),
     "calibration": lambda: draw_calibration({"student": BINS}),
+    "scenes": lambda: draw_scenes([scene(label=SEEN, student=[])]),
     "examples": lambda: draw_examples([example(), example()], [8, 16]),
 }
 
@@ -303,3 +320,24 @@ def test_names_that_are_formulas_are_drawn(tmp_path):
     draw_classes([{"name": r"$\frac{$", "student": 0.5}], ["student"], "accuracy (%)").savefig(tmp_path / "classes.png")
     draw_examples([example(label="$_$", student="$5_$")], [8, 16]).savefig(tmp_path / "examples.png")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_scenes_show_what_everybody_sees():
+    figure = draw_scenes([scene(label=SEEN, student=SEEN[:1]), scene(label=[], student=SEEN * 7)])
+    cells = np.array(figure.axes, dtype=object).reshape(2, 2)
+    assert [cell.get_title() for cell in cells.flat] == ["label: 3", "student: 1", "label: 0", "student: 21"]
+    labels, one, none, many = cells.flat
+    boxes = [patch.get_xy()[:4] for patch in labels.patches]
+    np.testing.assert_array_equal(boxes, [x.outline for x in SEEN])
+    colors = [patch.get_edgecolor() for patch in labels.patches]
+    assert colors[0] == colors[2] != colors[1]
+    assert [text.get_text() for text in labels.texts] == ["cat 0.90", "dog", "cat 0.50"]
+    image, mask = one.images
+    assert tuple(mask.get_extent()) == (0, 8, 6, 0)  # over the image, of which it has fewer pixels
+    assert image.get_array().shape == (6, 8, 3)
+    assert (mask.get_array()[..., 3] > 0).sum() == 3
+    assert [line.get_xydata().tolist() for line in labels.lines] == [[[2.0, 2.0]], [[2.0, 2.0], [4.0, 3.0]]]
+    assert not none.patches
+    assert len(many.patches) == 21
+    assert not many.texts  # so many names would cover the image
+    assert {(cell.get_xlim(), cell.get_ylim()) for cell in cells.flat} == {((0, 8), (6, 0))}

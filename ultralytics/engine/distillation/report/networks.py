@@ -20,7 +20,7 @@ from ultralytics.nn.distillation.sources.base import without_folders
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-__all__ = ("Network", "compared", "describe", "find_networks", "most_changed_first")
+__all__ = ("Network", "class_names", "compared", "describe", "find_networks", "most_changed_first")
 
 
 @dataclass
@@ -42,6 +42,12 @@ class Network:
     sizes: list[int]
     classes: Sequence[int]
     curve: list[float] = field(default_factory=list)
+
+
+def class_names(run: FinishedRun) -> list[str]:
+    """Return a name of its own for each class, without what stands around settings in an advice."""
+    names = [name.replace("`", "'") for name in read_names(run.plan.data["names"])]
+    return [name if names.count(name) == 1 else f"{name} ({c})" for c, name in enumerate(names)]
 
 
 def find_networks(

@@ -22,6 +22,7 @@ from ultralytics.engine.distillation.report.charts import (
 )
 from ultralytics.engine.distillation.report.networks import (
     Network,
+    class_names,
     compared,
     describe,
     find_networks,
@@ -79,7 +80,7 @@ def report_classification(task: DistillationTask, run: FinishedRun) -> ReportPar
     }
     figures = _figures(run, networks, images)
     counts = images.labels.bincount(minlength=len(run.plan.data["names"])).tolist()
-    images_of = dict(zip(_names(run), counts, strict=True))
+    images_of = dict(zip(class_names(run), counts, strict=True))
     classes = most_changed_first([{"name": k, "images": images_of[k], **v} for k, v in figures.classes.items()])
     knows_some = "teacher" in networks and len(networks["teacher"].classes) < len(run.plan.data["names"])
     image = run.dataset[0]["img"][None].to(run.device).float()
@@ -91,7 +92,7 @@ def report_classification(task: DistillationTask, run: FinishedRun) -> ReportPar
         "entropy": figures.entropy,
         "findings": advise(figures),
         "classes": classes,
-        "confusions": _confusions(_names(run), images),
+        "confusions": _confusions(class_names(run), images),
     }
     for who, row in summary["networks"].items():
         row |= {"top1": figures.score[who], "calibration_error": calibrations[who].error}
@@ -135,11 +136,6 @@ def _teacher(run: FinishedRun) -> Network | None:
     return Network(source, lambda images: ensemble(images)[0], modules, sizes, ensemble.classes)
 
 
-def _names(run: FinishedRun) -> list[str]:
-    """Return the names of the classes, without what stands around settings in an advice."""
-    return [name.replace("`", "'") for name in read_names(run.plan.data["names"])]
-
-
 def _ask(run: FinishedRun, networks: Mapping[str, Network]) -> _Images:
     """Ask all networks about validation images of the classes that all of them know."""
     dataset, known = run.dataset, set.intersection(*(set(n.classes) for n in networks.values()))
@@ -162,7 +158,7 @@ def _figures(run: FinishedRun, networks: Mapping[str, Network], images: _Images)
     """Return what advice is drawn from."""
     temperature = run.loss.temperature if run.plan.uses_temperature else None
     softened = "teacher" in networks and temperature is not None and images.logits["teacher"].shape[1] > 1
-    names, right = _names(run), {who: answer == images.labels for who, answer in images.named.items()}
+    names, right = class_names(run), {who: answer == images.labels for who, answer in images.named.items()}
     chosen = {names[c]: images.labels == c for c in images.labels.unique().tolist()}
 
     def lead(a: str, b: str, name: str | None) -> float:

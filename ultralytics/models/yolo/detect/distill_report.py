@@ -13,6 +13,7 @@ from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.report.charts import Scene, Seen, draw_classes, draw_scenes, draw_score
 from ultralytics.engine.distillation.report.networks import (
     Network,
+    class_names,
     compared,
     describe,
     find_networks,
@@ -21,7 +22,6 @@ from ultralytics.engine.distillation.report.networks import (
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.models.yolo.detect.distill_validation import Found, Validation, sure, validate
-from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.utils.distillation.advice import Figures, advise, jackknife_z
 from ultralytics.utils.ops import xywhr2xyxyxyxy, xyxy2xywh
 
@@ -54,8 +54,9 @@ def report_detection(
     Raises:
         ValueError: If no validation image shows an object of a class that the teacher knows.
     """
-    plan, names = run.plan, [name.replace("`", "'") for name in read_names(run.plan.data["names"])]
+    plan, names = run.plan, class_names(run)
     networks = find_networks(task, run, teacher and _teacher(run, teacher))
+    classes = networks["teacher"].classes if "teacher" in networks else range(len(names))
 
     def begin() -> dict[str, Validation]:
         return {who: validation(n.answer, getattr(n.answer, "end2end", False)) for who, n in networks.items()}
@@ -65,12 +66,11 @@ def report_detection(
     apart, both, either = [], 0, 0
     for _, _, found in validate(validations, run.dataset, indices, plan.training.batch):
         for own, theirs in zip(found["student"], found[other] if other else (), strict=bool(other)):
-            pair = sure(own), sure(theirs)
+            pair = sure(own, classes), sure(theirs, classes)
             shared, total = validations["student"].shared(*pair), sum(len(x["cls"]) for x in pair)
             apart.append(total - 2 * shared)
             both, either = both + 2 * shared, either + total
 
-    classes = networks["teacher"].classes if "teacher" in networks else range(len(names))
     figures = _figures(run, networks, validations, classes, names, len(indices), task.score.words)
     objects = dict(zip(names, validations["student"].count(len(names)), strict=True))
     rows = most_changed_first([{"name": k, "objects": objects[k], **v} for k, v in figures.classes.items()])
@@ -170,10 +170,13 @@ def _scenes(
     for _, (sample,), found in validate(validations, run.dataset, chosen, 1):
         student = validations["student"]
         labels = student.labels(student.validator.preprocess(run.dataset.collate_fn([sample])))
+        image = sample["img"]
+        if len(image) not in {1, 3}:  # of more channels than can be shown
+            image = image.float().mean(0, keepdim=True)
         seen = {"label": labels, **{who: sure(x[0]) for who, x in found.items()}}
         scenes.append(
             Scene(
-                sample["img"].permute(1, 2, 0).numpy() / 255,
+                image.permute(1, 2, 0).numpy() / 255,
                 {who: _seen(x, names) for who, x in seen.items()},
             )
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.models.yolo.detect.distill_report import CHARTS, report_detection
 from ultralytics.models.yolo.detect.distill_validation import Validation, validate
-from ultralytics.nn.distillation.class_names import some
+from ultralytics.nn.distillation.class_names import read_names, some
 from ultralytics.nn.distillation.dense import DenseHead, DenseTeacher, DenseTeachers
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.sources import Expected
@@ -170,7 +171,10 @@ class DetectionTask(DistillationTask):
         files = [(str(file), os.stat(file)) for file in dataset.im_files]
         images = [(name, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for name, x in files]
         augmented = {name: str(getattr(plan.training, name, None)) for name in AUGMENTING}
-        augmented["albumentations"] = find_spec("albumentations") is not None  # which upstream uses where it is
+        with suppress(PackageNotFoundError):  # which upstream uses where it is
+            augmented["albumentations"] = version("albumentations")
+        if augmented["augmentations"] != "None":  # may depend on what is in an image
+            augmented["labels"] = [os.stat(file).st_mtime_ns for file in dataset.label_files if os.path.exists(file)]
         return Path(os.path.commonpath([name for name, _ in files])), {"images": images, "augmented": augmented}
 
     def build_loss(self, plan: Plan) -> DenseDistillationLoss:
@@ -228,9 +232,12 @@ class DetectionTask(DistillationTask):
 
     def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
         """Measure the teacher on validation images by upstream's own metrics, over the classes that it knows."""
-        answer, teacher = self.teacher_answer(plan), plan.teacher
-        if answer is None:
+        teacher = plan.teacher
+        if not teacher.members:
             return []
+        if reason := self._unmeasurable(plan):
+            return [(False, f"'teacher={teacher.source}' is not measured, as {reason}.")]
+        answer = self.teacher_answer(plan)
         validation, indices = self.validation(plan, teacher.device, answer), spaced(dataset, CHECKED_IMAGES)
         for _ in validate({"teacher": validation}, dataset, indices, batch):
             pass
@@ -262,14 +269,20 @@ class DetectionTask(DistillationTask):
         Of an end-to-end head that is the branch with many anchors for an object, as it teaches the student's backbone.
         """
         teacher = plan.teacher
-        if not teacher.members or not teacher.classes or teacher.first.imgsz:
-            return None
-        own, theirs = plan.heads
-        if theirs is None or own.keypoints != theirs.keypoints:  # the dataset's labels are as the student's are
+        if not teacher.members or self._unmeasurable(plan):
             return None
         return lambda images: self.predictions(
             next(iter(teacher(images)[0].values())), teacher.classes, plan.data["nc"]
         )
+
+    def _unmeasurable(self, plan: Plan) -> str | None:
+        """Return why a teacher cannot be measured on the dataset's labels, if it cannot."""
+        if not plan.heads:
+            return "its maps alone teach"
+        if reason := self._incomparable(plan, read_names(plan.data["names"])):
+            return reason
+        own, theirs = plan.heads
+        return None if own.keypoints == theirs.keypoints else "its keypoints are not those of the dataset"
 
     def predictions(self, said: dict[str, Tensor], classes: Sequence[int], count: int) -> Any:
         """Return what a branch says as upstream's validators take it: (B, 4 + classes + others, A).

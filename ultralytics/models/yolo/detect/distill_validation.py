@@ -83,8 +83,11 @@ class Validation:
         finally:
             metrics.stats = every
         measured = getattr(metrics, self._metrics)
-        rows = zip(measured.ap_class_index.tolist(), measured.ap.tolist(), measured.ap50.tolist(), strict=True)
-        return {c: (mean, at_50) for c, mean, at_50 in rows if c in classes}
+        # Without a label they are lists
+        rows = zip(
+            *(np.asarray(x).tolist() for x in (measured.ap_class_index, measured.ap, measured.ap50)), strict=True
+        )
+        return {int(c): (mean, at_50) for c, mean, at_50 in rows if c in classes}
 
     def count(self, classes: int) -> list[int]:
         """Return the number of labelled objects of each of as many classes."""
@@ -93,17 +96,21 @@ class Validation:
         ).tolist()
 
     def shared(self, found: Found, other: Found) -> int:
-        """Return how many objects two networks both find in an image: of one class, overlapping by half."""
-        return int(self.validator._process_batch(found, other)["tp"][:, 0].sum())
+        """Return how many objects two networks both find in an image: of one class, boxes overlapping by half."""
+        oriented = found["bboxes"].shape[1] == 5
+        match = (type(self.validator) if oriented else DetectionValidator)._process_batch
+        return int(match(self.validator, found, other)["tp"][:, 0].sum())
 
     def labels(self, batch: dict[str, Any]) -> Found:
         """Return the labels of a batch of one preprocessed image, as if they were found."""
         return self.validator._prepare_batch(0, batch)
 
 
-def sure(found: Found) -> Found:
-    """Return what a network is sure of."""
+def sure(found: Found, classes: Sequence[int] | None = None) -> Found:
+    """Return what a network is sure of, of some classes or of all."""
     chosen = found["conf"] >= SURE
+    if classes is not None:
+        chosen &= torch.isin(found["cls"].long(), torch.tensor(list(classes), device=chosen.device))
     return {k: v[chosen] for k, v in found.items()}
 
 
