@@ -15,6 +15,8 @@ def answer(seed, oriented=False, size=1.0, dtype=torch.float64):
     """What a head says of random boxes inside an image, with a graph."""
     draw = np.random.default_rng(seed)
     center, extent = draw.uniform(10, 54, (B, A, 2)), draw.uniform(4, 30, (B, A, 2))
+    center[:, : A // 3] = center[:, A // 3 : 2 * (A // 3)] + 0.1  # some are of one object
+    extent[:, : A // 3] = extent[:, A // 3 : 2 * (A // 3)]
     boxes = np.concatenate([center - extent / 2, center + extent / 2], 2)
     if oriented:
         boxes = np.concatenate([center, extent, draw.uniform(-0.7, 2.3, (B, A, 1))], 2)
@@ -95,14 +97,27 @@ def expected_dfl(student, teacher, temperature):
     return weighted(losses, confidence_of(teacher))
 
 
-def chosen(confidence):
-    """The most confident anchors of each image."""
-    return [np.argsort(-row)[: dense.MOST_ANCHORS] for row in confidence]
+def chosen(confidence, boxes):
+    """The most confident anchors of each image, but for those whose box is nearly that of a more confident one."""
+    images = []
+    for row, own in zip(confidence, boxes, strict=True):
+        kept, order = [], np.argsort(-row)
+        for n, a in enumerate(order):
+            if all(iou(own[a], own[other]) <= 0.7 for other in order[:n]):
+                kept.append(a)
+        assert 8 < len(kept) < 16  # of the 20 that there are
+        images.append(kept)
+    return images
+
+
+def iou(a, b):
+    overlap = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    return overlap / (sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - overlap)
 
 
 def expected_mask(student, teacher):
     confidence, total, count = confidence_of(teacher), 0.0, 0.0
-    for b, anchors in enumerate(chosen(confidence)):
+    for b, anchors in enumerate(chosen(confidence, teacher["boxes"])):
         for a in anchors:
             p, q = (
                 sigmoid(np.tensordot(x["coefficients"][b, :, a], x["prototypes"][b], 1)) for x in (teacher, student)
@@ -118,7 +133,7 @@ def expected_mask(student, teacher):
 
 def expected_keypoint(student, teacher):
     confidence, total, count = confidence_of(teacher), 0.0, 0.0
-    for b, anchors in enumerate(chosen(confidence)):
+    for b, anchors in enumerate(chosen(confidence, teacher["boxes"])):
         for a in anchors:
             s, t = student["keypoints"][b, a], teacher["keypoints"][b, a]
             x1, y1, x2, y2 = teacher["boxes"][b, a]
@@ -282,3 +297,22 @@ def test_prototypes_of_unequal_size_are_pooled_to_the_smaller():
     loss = build("mask", response=None)
     value, expected = (losses_of(loss, student, x)["mask_distill_loss"].item() for x in (finer, teacher))
     assert value == pytest.approx(expected)
+
+
+def test_of_many_anchors_on_an_object_one_is_chosen():
+    """Of the more confident object all its anchors would be taken, and the other one overlooked."""
+    boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0]] * 40 + [[30.0, 30.0, 50.0, 60.0]] + [[70.0, 0.0, 71.0, 1.0]] * 20)[
+        None
+    ]
+    confidence = torch.cat([torch.linspace(0.9, 0.8, 40), torch.tensor([0.6]), torch.linspace(0.02, 0.01, 20)])[None]
+    weights, anchors = dense.most_confident(confidence, boxes)
+    assert anchors[0, :3].tolist() == [0, 40, 41]
+    assert weights[0].tolist() == pytest.approx([0.9, 0.6, 0.02] + [0.0] * 13)
+
+
+def test_no_more_objects_are_compared_than_an_image_has_room_for():
+    corner = 10.0 * torch.arange(100)
+    boxes = torch.stack([corner, corner, corner + 5, corner + 5], 1)[None]
+    weights, anchors = dense.most_confident(torch.linspace(0, 1, 100)[None], boxes)
+    assert anchors[0].tolist() == list(range(99, 83, -1))
+    assert (weights > 0.8).all()

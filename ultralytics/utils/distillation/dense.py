@@ -12,8 +12,9 @@ What a head says of B images at A anchors is a dict of tensors, as far as its ta
     image         (B, 2)        height and width in pixels
 
 With `w_a` the teacher's confidence at an anchor, its largest probability of a class, losses of a batch read
-`sum_a w_a l_a / max(1, sum_a w_a)`, over all its anchors, or of masks and keypoints over each image's most confident
-ones. That of the classes is summed over all anchors alike, and divided by the same. Each is 0 where both say the same.
+`sum_a w_a l_a / max(1, sum_a w_a)`, over all its anchors, or of masks and keypoints over one for each of an image's
+most confident objects. That of the classes is summed over all anchors alike, and divided by the same. Each is 0 where
+both say the same.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from ultralytics.utils.distillation.registry import response_method
 
 __all__ = ("TERMS", "DenseDistillationLoss", "Term", "bckd", "box_loss", "dfl_loss", "keypoint_loss", "mask_loss")
 
-MOST_ANCHORS = 16  # of an image, the most confident ones, whose masks and keypoints are compared
+MOST_OBJECTS = 16  # of an image, the most confident ones, whose masks and keypoints are compared
+MOST_ANCHORS = 64  # of an image, the most confident ones, among which objects are looked for
+SAME = 0.7  # IoU from which on two boxes are of one object, upstream's for suppression
 TINY = 1e-6  # in squares of pixels, or of a distance between 0 and 1
 
 Said = Mapping[str, Tensor]
@@ -168,7 +171,7 @@ def dfl_loss(student: Said, teacher: Said, confidence: Tensor, temperature: floa
 
 
 def mask_loss(student: Said, teacher: Said, confidence: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of the masks, mean over the pixels in the teacher's box, of the most confident anchors.
+    """Return the divergence of the masks, mean over the pixels in the teacher's box, of its most confident objects.
 
     Prototypes of two networks have nothing in common, but the masks that they are put together to have.
 
@@ -178,7 +181,7 @@ def mask_loss(student: Said, teacher: Said, confidence: Tensor, temperature: flo
         confidence (Tensor): Weights of the anchors, (B, A).
         temperature (float): Without effect.
     """
-    confidence, chosen = _most_confident(confidence)
+    confidence, chosen = most_confident(confidence, teacher["boxes"])
     size = tuple(map(min, student["prototypes"].shape[2:], teacher["prototypes"].shape[2:]))
     masks = []
     for said in (student, teacher):
@@ -203,7 +206,7 @@ def _inside(boxes: Tensor, size: tuple[int, int], image: Tensor) -> Tensor:
 
 
 def keypoint_loss(student: Said, teacher: Said, confidence: Tensor, temperature: float) -> Tensor:
-    """Return the squared distance of the keypoints by the area of the teacher's box, of the most confident anchors.
+    """Return the squared distance of the keypoints by the area of the teacher's box, of its most confident objects.
 
     Mean over the K points, weighed by how visible the teacher finds them. It is the exponent of object keypoint
     similarity with one constant for all points.
@@ -218,7 +221,7 @@ def keypoint_loss(student: Said, teacher: Said, confidence: Tensor, temperature:
         Maji et al. 2022, "YOLO-Pose: Enhancing YOLO for Multi Person Pose Estimation Using Object Keypoint Similarity
         Loss", without the exponential, whose gradient vanishes where the points are far apart.
     """
-    confidence, chosen = _most_confident(confidence)
+    confidence, chosen = most_confident(confidence, teacher["boxes"])
     rows = chosen[..., None, None].expand(-1, -1, *teacher["keypoints"].shape[2:])
     said, true = (x["keypoints"].gather(1, rows) for x in (student, teacher))
     x1, y1, x2, y2 = teacher["boxes"].gather(1, _rows(chosen, 4)).unbind(-1)
@@ -228,9 +231,30 @@ def keypoint_loss(student: Said, teacher: Said, confidence: Tensor, temperature:
     return _mean((visible * apart).sum(-1) / visible.sum(-1).clamp_min(TINY), confidence)
 
 
-def _most_confident(confidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of the most confident anchors of each image, (B, k), and which they are."""
-    return confidence.topk(min(MOST_ANCHORS, confidence.shape[1]), dim=1)
+def most_confident(confidence: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose an anchor for each of an image's most confident objects, by Fast NMS: at once, without asking the device.
+
+    Args:
+        confidence (Tensor): Of each anchor, (B, A).
+        boxes (Tensor): Of each anchor, (B, A, 4): x1, y1, x2, y2.
+
+    Returns:
+        confidence (Tensor): Of the chosen anchors, (B, k); 0 where an image has fewer objects.
+        chosen (Tensor): Which they are, (B, k).
+
+    References:
+        Bolya et al. 2019, "YOLACT: Real-time Instance Segmentation", section 3.3.
+    """
+    confidence, anchors = confidence.topk(min(MOST_ANCHORS, confidence.shape[1]), dim=1)
+    boxes = boxes.gather(1, _rows(anchors, 4))
+    low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
+    other_low, other_high = boxes[:, None, :, :2], boxes[:, None, :, 2:]
+    overlap = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp_min(0).prod(-1)
+    area = (high - low).clamp_min(0).prod(-1)
+    union = (area + area.transpose(1, 2) - overlap).clamp_min(TINY)
+    repeats = (overlap / union).triu(1).amax(1) > SAME  # of a more confident one
+    confidence, places = confidence.masked_fill(repeats, 0).topk(min(MOST_OBJECTS, confidence.shape[1]), dim=1)
+    return confidence, anchors.gather(1, places)
 
 
 def _rows(chosen: Tensor, width: int) -> Tensor:
