@@ -1,5 +1,6 @@
 """Shared fixtures: small real datasets and networks trained on them, offline and away from the user's settings."""
 
+import gc
 import os
 import tempfile
 
@@ -19,6 +20,12 @@ from ultralytics.models.yolo.classify import ClassificationTrainer
 settings.update(
     {f"{name}_dir": str(Path(os.environ["YOLO_CONFIG_DIR"]) / name) for name in ("datasets", "weights", "runs")}
 )
+
+
+def pytest_collection_finish():
+    """Leave all that was imported out of garbage collections, of which upstream asks for several in every run."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish():

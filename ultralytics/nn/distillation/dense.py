@@ -18,7 +18,7 @@ from ultralytics.nn.modules.head import Pose26
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.tal import dist2bbox, dist2rbox
 
-__all__ = ("DenseHead", "DenseTeacher", "DenseTeachers")
+__all__ = ("DenseHead", "DenseTeacher", "DenseTeachers", "maps_of")
 
 BRANCHES = ("one2many", "one2one")
 RAW = ("scores", "boxes", "angle", "mask_coefficient", "kpts")  # of a branch's output, one tensor each
@@ -102,12 +102,8 @@ class DenseHead(NamedTuple):
 
     def points(self, raw: Any) -> Tensor:
         """Return the anchors of training predictions, (A, 2), x and y in pixels."""
-        points, strides = self._anchors(self.maps(raw))
+        points, strides = self._anchors(maps_of(raw))
         return points * strides
-
-    def maps(self, raw: Mapping[str, Any]) -> list[Tensor]:
-        """Return the maps that the head was given, from its training predictions."""
-        return self._branch(raw, self.branches[0])["feats"]
 
     def _anchors(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the anchors in strides, (A, 2), and their strides in pixels, (A, 1), made on the device."""
@@ -142,6 +138,11 @@ class DenseHead(NamedTuple):
             place = keypoints[..., :2] * self.keypoint_scale + points[:, None] + self.keypoint_shift
             said["keypoints"] = torch.cat([place * strides[:, None], keypoints[..., 2:]], -1)
         return said
+
+
+def maps_of(raw: Mapping[str, Any]) -> list[Tensor]:
+    """Return the maps that a head was given, from its training predictions."""
+    return raw.get("one2many", raw)["feats"]
 
 
 class DenseTeacher(Teacher):

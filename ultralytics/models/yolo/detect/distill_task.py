@@ -26,7 +26,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.models.yolo.detect.distill_report import CHARTS, report_detection
 from ultralytics.models.yolo.detect.distill_validation import Validation, validate
 from ultralytics.nn.distillation.class_names import read_names, some
-from ultralytics.nn.distillation.dense import DenseHead, DenseTeacher, DenseTeachers
+from ultralytics.nn.distillation.dense import DenseHead, DenseTeacher, DenseTeachers, maps_of
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.sources import Expected
 from ultralytics.nn.tasks import DetectionModel
@@ -191,7 +191,7 @@ class DetectionTask(DistillationTask):
 
     def shared(self, predictions: Any) -> list[Tensor]:
         """Return the maps that the head is given: no part of what it says do all losses come from."""
-        return (predictions.get("one2many") or predictions)["feats"]
+        return maps_of(predictions)
 
     def compare(
         self,
