@@ -1,5 +1,7 @@
 """The losses against double-precision NumPy evaluations of their formulas, closed forms and gradient checks."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -459,3 +461,64 @@ def test_compressed_extremes_stay_finite():
     logits = torch.full((1, 200), -1e4).index_fill(1, torch.tensor([3]), 1e4)
     restored = restore_logits(*compress_logits(logits, 10), 200)
     torch.testing.assert_close(restored, logits)
+
+
+@pytest.mark.parametrize("method", ["mse", "fitnets"])
+def test_adapters_are_fitted_by_ridge_regression(method):
+    """As NumPy solves it: the bias free, weights held by the channels' mean square, the more the fewer positions."""
+    loss = DistillationLoss([3, 5], [4, 2], feature_method=method, attention_distill=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def maps(channels, size):
+        return [torch.randn(6, c, size, size, generator=generator) * 3 + 1 for c in channels]
+
+    batches = [(maps([3, 5], 4), maps([4, 2], 4)) for _ in range(3)]
+    loss.fit_adapters(batches)
+    for level, adapter in enumerate(loss.adapters):
+        x, y = (
+            np.concatenate(
+                [m[level].double().numpy().transpose(0, 2, 3, 1).reshape(-1, m[level].shape[1]) for m in side]
+            )
+            for side in zip(*batches, strict=True)
+        )
+        if method == "mse":  # each batch is standardised by itself
+            y = np.concatenate([(part - part.mean(0)) / part.std(0) for part in np.split(y, 3)])
+        x = np.concatenate([np.ones((len(x), 1)), x], 1)
+        square = x.T @ x
+        penalty = (
+            (0.01 + (x.shape[1] - 1) / len(x))
+            * np.mean(np.diag(square)[1:])
+            * np.diag([0.0] + [1.0] * (x.shape[1] - 1))
+        )
+        solved = np.linalg.solve(square + penalty, x.T @ y)
+        np.testing.assert_allclose(adapter.bias.detach().numpy(), solved[0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(adapter.weight.detach().numpy()[:, :, 0, 0], solved[1:].T, rtol=1e-3, atol=1e-4)
+
+
+def test_fitted_adapters_say_what_is_there_to_say():
+    """Teacher maps that are made of the student's are matched; of unrelated ones no adapter says more than the mean."""
+    student = [torch.randn(16, 8, 6, 6)]
+    mixing = torch.randn(12, 8)
+    related = [torch.einsum("oc,bchw->bohw", mixing, student[0]) * 40 + 7]
+    unrelated = [torch.randn(16, 12, 6, 6)]
+    for teacher, low, high in ((related, 0, 0.01), (unrelated, 0.9, 1.0)):
+        loss = DistillationLoss([8], [12], attention_distill=False, response_distill=False)
+        before = loss.losses(torch.zeros(16, 0), torch.zeros(16, 0), student, teacher)["feature_loss"].item()
+        loss.fit_adapters([(student, teacher)] * 2)
+        after = loss.losses(torch.zeros(16, 0), torch.zeros(16, 0), student, teacher)["feature_loss"].item()
+        assert low <= after <= high < before
+
+
+def test_what_is_no_convolution_to_the_teachers_maps_is_not_fitted():
+    loss = DistillationLoss([8], [12], feature_method="vid", attention_distill=False)
+    before = copy.deepcopy(loss.state_dict())
+    loss.fit_adapters([([torch.randn(4, 8, 6, 6)], [torch.randn(4, 12, 6, 6)])])
+    assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
+
+
+def test_a_student_that_says_nothing_gets_the_mean():
+    loss = DistillationLoss([8], [12], feature_method="fitnets", attention_distill=False)
+    teacher = torch.randn(4, 12, 6, 6) + 3
+    loss.fit_adapters([([torch.zeros(4, 8, 6, 6)], [teacher])])
+    assert loss.adapters[0].bias.detach() == pytest.approx(teacher.mean((0, 2, 3)).numpy(), rel=1e-4)
+    assert not loss.adapters[0].weight.any()

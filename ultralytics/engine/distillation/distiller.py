@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
@@ -96,6 +97,31 @@ class Distiller(Undistilled):
                 f"channels {shapes}, and it needs {fitting}. Give the same teacher, or start a new run."
             )
         student.distill_adapters.load_state_dict(stored.state_dict())
+
+    def fit_adapters(self, student: nn.Module, average: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Let a new run's adapters begin with what the student's maps say of the teacher's, in both networks.
+
+        Args:
+            student (nn.Module): The student, not attached yet; it stays as it is but for the adapters.
+            average (nn.Module): Its moving average.
+            batches (Iterable[Tensor]): Training images (B, C, H, W) as the training loop holds them.
+        """
+        if not self.loss.adapters:
+            return
+        self._place(average)
+        copied = copy.deepcopy(student).train()  # in which BatchNorm may count
+        taps = FeatureTaps(copied, self.plan.student_levels)
+
+        def maps(images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            copied(images)
+            return taps.take(), self.teacher(images, head=False)[1]
+
+        self.loss.fit_adapters(map(maps, batches))
+        taps.remove()
+        if dist.is_initialized():  # processes round in their own way
+            for parameter in self.loss.adapters.parameters():
+                dist.broadcast(parameter.data, 0)
+        average.distill_adapters.load_state_dict(self.loss.adapters.state_dict())
 
     def release(self, *networks: nn.Module) -> None:
         """Take the adapters from networks."""

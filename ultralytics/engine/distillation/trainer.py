@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.distillation.views import RepeatableViews, random_stream
+from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.engine.distillation.guarded import GuardedTrainer
@@ -35,6 +37,8 @@ from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 __all__ = ("DistillationTrainer", "loop_precision")
+
+ADAPTER_IMAGES = 512  # of the training split, to fit the adapters on
 
 
 class DistillationTrainer(GuardedTrainer):
@@ -222,8 +226,11 @@ class DistillationTrainer(GuardedTrainer):
         student = unwrap_model(self.model)
         if not any(p.requires_grad for p in student.model.parameters()):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
-        self.distiller.attach(student, self.ema.ema)
         loader = self.train_loader
+        if not self.resume:
+            with loop_precision(self):
+                self.distiller.fit_adapters(student, self.ema.ema, self._some_images())
+        self.distiller.attach(student, self.ema.ema)
         self.distiller.begin_training(loader.dataset, loader.batch_size, loop_precision(self), bool(self.amp))
         if self.distiller.cached is not None:
             for event in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end"):
@@ -231,6 +238,15 @@ class DistillationTrainer(GuardedTrainer):
         if RANK in {-1, 0}:  # without a loader, as its workers would draw from the random stream of plain training
             with random_stream(0):  # which reading an image draws from
                 self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64))
+
+    def _some_images(self) -> Iterator[Tensor]:
+        """Yield batches of evenly spaced training images, and leave the training's random stream as it is."""
+        loader = self.train_loader
+        chosen = spaced(loader.dataset, ADAPTER_IMAGES)
+        for start in range(0, len(chosen) - 1, loader.batch_size):  # one image is too few for BatchNorm
+            with random_stream(start):
+                batch = loader.collate_fn([loader.dataset[i] for i in chosen[start : start + loader.batch_size]])
+                yield super().preprocess_batch(batch)["img"]
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore the training state; upstream copies the student into a new EMA here, so it must be bare."""

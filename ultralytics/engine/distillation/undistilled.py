@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from ultralytics.engine.distillation.criterion import Lesson, StudentCriterion
 from ultralytics.engine.distillation.plan import Plan
@@ -40,6 +40,9 @@ class Undistilled:
 
     def describe(self, student: nn.Module) -> None:
         """Log what is to be trained with what."""
+
+    def fit_adapters(self, student: nn.Module, average: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Do nothing, as there are none."""
 
     def adapt(self, student: nn.Module, stored: nn.Module | None) -> None:
         """Give the student what it trains for the losses alone, as it was when the run was stopped."""

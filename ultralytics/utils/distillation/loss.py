@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from ultralytics.utils.distillation.registry import Choice, choose
 from ultralytics.utils.distillation.weighting import weigh
 
 __all__ = ("DistillationLoss",)
+
+RIDGE = 0.01  # of the mean square of a student's channels, in fitting adapters to very many positions
+MOST_ROWS = 4096  # positions of a batch that are fitted
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,47 @@ class DistillationLoss(nn.Module):
                     student = self._adapt(adapter, student)
             values.append(term.choice(student, teacher, **known))
         return torch.stack(values).mean()
+
+    @torch.no_grad()
+    def fit_adapters(self, batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> None:
+        """Fit the convolutions that bring student maps to the teacher's to what these say already, by ridge regression.
+
+        One that is random asks for maps that have nothing to do with those that a trained student has, and would spoil
+        them before it has learned better. Other modules stay as they are.
+
+        Args:
+            batches (Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]): Maps of student and teacher as in `losses`.
+        """
+        sums: dict[int, Tensor] = {}
+        chosen = [
+            (term.choice.method, level, place)
+            for term in self._features.values()
+            if "adapter" not in term.choice.method.context
+            for level, place in zip(term.levels, term.adapters, strict=False)
+            if isinstance(self.adapters[place], nn.Conv2d)
+        ]
+        for student_features, teacher_features in batches if chosen else ():
+            pairs = pair_maps(
+                [full_precision(x) for x in student_features], [full_precision(x) for x in teacher_features]
+            )
+            for method, level, place in chosen:
+                student, teacher = pairs[level]
+                if method.standardize:
+                    teacher = standardize(teacher)
+                rows = torch.cat([torch.ones_like(student[:, :1]), student, teacher], 1).movedim(1, -1).flatten(0, -2)
+                rows = rows[:: max(1, len(rows) // MOST_ROWS)].cpu().double()
+                known = rows[:, : student.shape[1] + 1]
+                sums[place] = sums.get(place, 0) + known.T @ rows
+        for place, products in sums.items():
+            adapter = self.adapters[place]
+            size = adapter.in_channels + 1
+            products, targets = products[:, :size], products[:, size:]
+            share = RIDGE + adapter.in_channels / products[0, 0]  # the fewer positions, the less they say
+            ridge = share * products.diagonal()[1:].mean() * torch.eye(size, dtype=products.dtype)
+            ridge[0, 0] = 0  # the bias is free
+            solved = torch.linalg.lstsq(products + ridge, targets).solution
+            adapter.bias.copy_(solved[0])
+            adapter.weight.copy_(solved[1:].T[:, :, None, None])
 
     def _adapt(self, adapter: nn.Module, x: Tensor) -> Tensor:
         """Bring a student map to the teacher's channels."""

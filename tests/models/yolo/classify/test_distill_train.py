@@ -11,6 +11,7 @@ import torch
 import yaml
 from helpers import DISTILLATION_LOSSES, TRAINING, plain, rows, same, train, weights, write_digits
 from ultralytics import YOLO
+from ultralytics.engine.distillation import trainer as distillation_trainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
@@ -367,3 +368,26 @@ def test_alpha_zero_warns(overrides, monkeypatch):
 def test_resume_of_a_finished_run_is_refused(finished):
     with pytest.raises(ValueError, match="finished run"):
         DistillationClassificationTrainer(overrides={"resume": str(finished[0].last)})
+
+
+@pytest.mark.parametrize("start", ["new", "trained"])
+def test_adapters_begin_with_what_the_student_says_already(start, overrides, teacher, monkeypatch):
+    """The first feature loss is lower than with random ones, most of all of a student that is the teacher itself."""
+    if start == "trained":
+        overrides["model"] = str(teacher)
+    first, same_in_both = {}, []
+    for images in (distillation_trainer.ADAPTER_IMAGES, 1):  # one is too few
+        monkeypatch.setattr(distillation_trainer, "ADAPTER_IMAGES", images)
+
+        def on_start(trainer):
+            networks = trainer.model, trainer.ema.ema
+            same_in_both.append(same(*(x.distill_adapters.state_dict() for x in networks)))
+
+        def on_batch(trainer, images=images):
+            first.setdefault(images, trainer.loss_items["feature_loss"].item())
+
+        settings = {**overrides, "fraction": 0.5, "name": str(images)}
+        train(settings, on_train_start=on_start, on_train_batch_end=on_batch)
+    fitted, random = first.values()
+    assert fitted < random * (0.9 if start == "new" else 0.5)
+    assert all(same_in_both)
