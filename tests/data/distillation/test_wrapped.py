@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import spoil_pixels
 from ultralytics.data import ClassificationDataset
-from ultralytics.data.distillation.wrapped import ReadableDataset
+from ultralytics.data.distillation.wrapped import ReadableDataset, alike
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
 
@@ -49,3 +49,11 @@ def test_it_is_the_dataset_for_anyone_else(folder):
     assert dataset.samples is dataset.dataset.samples
     with pytest.raises(AttributeError):
         dataset.mosaic  # noqa: B018
+
+
+def test_images_of_one_size_that_follow_each_other_go_together():
+    sizes = [4, 4, 4, 6, 6, 4]
+    dataset = [{"img": torch.zeros(3, size, 4), "n": i} for i, size in enumerate(sizes)]
+    found = [(indices, [sample["n"] for sample in samples]) for indices, samples in alike(dataset, range(6), 2)]
+    assert found == [([0, 1], [0, 1]), ([2], [2]), ([3, 4], [3, 4]), ([5], [5])]
+    assert [indices for indices, _ in alike(dataset, [5, 0, 3], 8)] == [[5, 0], [3]]

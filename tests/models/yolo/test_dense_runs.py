@@ -1,13 +1,16 @@
 """What can happen to a run of a detector, or of what is built on one: bad batches, full memory, several processes."""
 
+import shutil
+
 import pytest
 import torch
 from gloo import launch, parameters, reports
 from helpers import rows, same, train, weights
+from PIL import Image
 from scenes import TASKS
 from torch.utils._pytree import tree_leaves
 from ultralytics.models.distillation import TRAINERS
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, YAML
 
 
 def test_where_the_teacher_answers_changes_nothing(settings_of):
@@ -111,3 +114,22 @@ def test_answers_are_kept_where_views_repeat_alone(given, words, settings_of, tm
     with pytest.raises(ValueError, match=words):
         TRAINERS["detect"](overrides={**settings_of("detect"), "teacher_cache": "ram", **given})
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_of_unlike_shapes_train_in_rectangles(settings_of, tmp_path):
+    """Those that adapters are fitted on too are put together by their shape."""
+    settings = settings_of("detect", rect=True)
+    content = YAML.load(settings["data"])
+    data = shutil.copytree(content["path"], tmp_path / "scenes", ignore=shutil.ignore_patterns("*.cache"))
+    for file in sorted(data.glob("images/train/*.png"))[::2]:
+        image = Image.open(file)
+        image.crop((0, 0, 64, 32)).save(file)
+    YAML.save(tmp_path / "unlike.yaml", {**content, "path": str(data)})
+    shapes = set()
+    trainer = train(
+        {**settings, "data": str(tmp_path / "unlike.yaml")},
+        TRAINERS["detect"],
+        on_train_start=lambda trainer: shapes.update(tuple(x.shape[1:]) for x in trainer._some_images()),
+    )
+    assert len(shapes) > 1
+    assert all(x.isfinite() for x in trainer.loss_items.values())

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import groupby, islice
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 from ultralytics.data import ClassificationDataset
 from ultralytics.utils import LOGGER
 
-__all__ = ("ReadableDataset", "WrappedDataset", "spaced", "spaced_batches")
+__all__ = ("ReadableDataset", "WrappedDataset", "alike", "spaced", "spaced_batches")
 
 
 class WrappedDataset(Dataset):
@@ -74,6 +75,23 @@ def spaced(dataset: Dataset, limit: int | None = None) -> list[int]:
     """Return the places of evenly spaced images in a dataset, at most `limit` of them, or of all."""
     count = min(len(dataset), limit or len(dataset))
     return torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
+
+
+def alike(dataset: Dataset, indices: Iterable[int], most: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Yield some images of a dataset, as many at a time as follow each other in one size.
+
+    Args:
+        dataset (Dataset): Gives dicts of `img`, a (channels, H, W) image, and more.
+        indices (Iterable[int]): Places of images in the dataset.
+        most (int): Images at a time, at most.
+
+    Yields:
+        indices (list[int]): Places of at least one image in the dataset.
+        samples (list[dict[str, Any]]): What the dataset gives for them.
+    """
+    for _, group in groupby(((i, dataset[i]) for i in indices), lambda pair: pair[1]["img"].shape):
+        for pairs in iter(lambda group=group: list(islice(group, most)), []):
+            yield [i for i, _ in pairs], [sample for _, sample in pairs]
 
 
 def spaced_batches(

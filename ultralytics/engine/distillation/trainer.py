@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.distillation.views import RepeatableViews, random_stream
-from ultralytics.data.distillation.wrapped import spaced
+from ultralytics.data.distillation.wrapped import alike, spaced
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.engine.distillation.guarded import GuardedTrainer
@@ -228,7 +228,7 @@ class DistillationTrainer(GuardedTrainer):
             raise RuntimeError(f"'freeze={self.args.freeze}' froze the entire student. Reduce 'freeze'.")
         loader = self.train_loader
         if not self.resume:
-            with loop_precision(self):
+            with random_stream(0), loop_precision(self):  # the training's own stream stays as it is
                 self.distiller.fit_adapters(student, self.ema.ema, self._some_images())
         self.distiller.attach(student, self.ema.ema)
         self.distiller.begin_training(loader.dataset, loader.batch_size, loop_precision(self), bool(self.amp))
@@ -240,13 +240,11 @@ class DistillationTrainer(GuardedTrainer):
                 self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64))
 
     def _some_images(self) -> Iterator[Tensor]:
-        """Yield batches of evenly spaced training images, and leave the training's random stream as it is."""
+        """Yield batches of evenly spaced training images."""
         loader = self.train_loader
-        chosen = spaced(loader.dataset, ADAPTER_IMAGES)
-        for start in range(0, len(chosen) - 1, loader.batch_size):  # one image is too few for BatchNorm
-            with random_stream(start):
-                batch = loader.collate_fn([loader.dataset[i] for i in chosen[start : start + loader.batch_size]])
-                yield super().preprocess_batch(batch)["img"]
+        for _, samples in alike(loader.dataset, spaced(loader.dataset, ADAPTER_IMAGES), loader.batch_size):
+            if len(samples) > 1:  # one is too few for BatchNorm
+                yield super().preprocess_batch(loader.collate_fn(samples))["img"]
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore the training state; upstream copies the student into a new EMA here, so it must be bare."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from ultralytics.data.distillation.wrapped import alike
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.models.yolo.detect import DetectionValidator
 
@@ -131,8 +131,6 @@ def validate(
         found (dict[str, list[Found]]): By network, what it finds in each.
     """
     preprocess = next(iter(networks.values())).validator.preprocess
-    for _, group in groupby(((i, dataset[i]) for i in indices), lambda pair: pair[1]["img"].shape):
-        for pairs in iter(lambda group=group: list(islice(group, batch)), []):
-            chosen, samples = zip(*pairs, strict=True)
-            loaded = preprocess(dataset.collate_fn(samples))
-            yield chosen, samples, {who: network.add(dict(loaded)) for who, network in networks.items()}
+    for chosen, samples in alike(dataset, indices, batch):
+        loaded = preprocess(dataset.collate_fn(samples))
+        yield chosen, samples, {who: network.add(dict(loaded)) for who, network in networks.items()}
