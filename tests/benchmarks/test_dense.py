@@ -16,6 +16,7 @@ dense = load_benchmark("dense")
     ("line", "error", "words"),
     [
         (["task=depth"], ValueError, "'task=depth' is an invalid value"),
+        (["task=classify"], ValueError, "'task=classify' is an invalid value"),
         (["variants=plain,box_wieght=2"], SyntaxError, "box_wieght"),
         (["variants=plain,box_weight=-2"], ValueError, "box_weight=-2"),
     ],

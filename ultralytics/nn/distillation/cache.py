@@ -100,7 +100,7 @@ class TeacherCache:
         self.misses += len(found) - int(found.sum())
         pieces = torch.from_numpy(records[:, : self._payload]).split(self._bytes, 1)
         return found, [
-            x.flatten().clone().view(dtype).reshape(len(found), *shape)
+            x.clone(memory_format=torch.contiguous_format).flatten().view(dtype).reshape(len(found), *shape)
             for x, (shape, dtype) in zip(pieces, self.kinds, strict=True)
         ]
 
