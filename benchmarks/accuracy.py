@@ -17,12 +17,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ultralytics.cfg.distillation import parse_arguments
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, read_settings
-from benchmarks.paired_runs import RUN_SETTINGS, compare
+from benchmarks.paired_runs import RUN_SETTINGS, compare, parse_variants
 
 SETTINGS = {
     **RUN_SETTINGS,
@@ -34,9 +32,7 @@ SETTINGS = {
 def main(arguments: list[str]) -> None:
     """Run the benchmark with `key=value` arguments."""
     settings, given = read_settings(arguments, __doc__, SETTINGS)
-    names = [name.strip() for name in settings["variants"].split(",")]
-    variants = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
-    compare(settings, given, {**variants, **({"plain": None} if "plain" in variants else {})})
+    compare(settings, given, parse_variants(settings["variants"], {}, {"plain": None}))
 
 
 if __name__ == "__main__":

@@ -27,16 +27,9 @@ from typing import Any
 
 import numpy as np
 from ultralytics import YOLO
-from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.engine.distillation.compare import (
-    evaluate,
-    run_name,
-    summarise,
-    table,
-    train_student,
-    train_students,
-)
+from ultralytics.engine.distillation.compare import evaluate, table, train_student, train_students
 from ultralytics.engine.distillation.trainer import DistillationTrainer, loop_precision
 from ultralytics.models.distillation import TRAINERS
 from ultralytics.utils.files import increment_path
@@ -44,6 +37,7 @@ from ultralytics.utils.files import increment_path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, gap_closed, medians, ratio, read_settings, take_turns, write_results
+from benchmarks.paired_runs import begin_report, check_variants, measure_test, parse_variants
 from benchmarks.steps import prepare, step
 from distill_train_example import SUFFIXES, datasets_folder, runs_folder, write_scenes
 
@@ -82,11 +76,8 @@ def main(arguments: list[str]) -> None:
     trainer_class, suffix = TRAINERS[task], SUFFIXES[task]
     scenes = {} if settings["data"] else SCENES
     distillation, training = DistillationArgs.split({"model": f"yolo11n{suffix}.yaml", **TRAINING, **scenes, **given})
-    names = [name.strip() for name in settings["variants"].split(",")]
-    own = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
-    for arguments_of in own.values():  # mistakes end here
-        chosen, _ = DistillationArgs.split({**trainer_class.task.defaults, **distillation, **arguments_of})
-        DistillationArgs(**chosen)
+    variants = parse_variants(settings["variants"], distillation, {"plain": None, "upstream": {}})
+    check_variants({name: {**trainer_class.task.defaults, **(own or {})} for name, own in variants.items()})
 
     output, task_runs = Path(settings["output"]), runs_folder(task) / "dense"
     data = check_det_dataset(settings["data"] or write_scenes(datasets_folder() / f"scenes-{task}", task))
@@ -105,10 +96,7 @@ def main(arguments: list[str]) -> None:
     fixed = {"task": task, "data": Path(training["data"]).stem, "start_epochs": settings["start_epochs"]}
     fixed["teacher_hash"] = hashlib.sha256(Path(teacher).read_bytes()).hexdigest()
     setting = {**training, **distillation, **fixed, "model": Path(training["model"]).name}
-    setting = json.loads(json.dumps({k: v for k, v in setting.items() if k not in ("project", "exist_ok")}))
-    report: dict[str, Any] = {"setting": setting}
-    if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
-        report = earlier
+    report = begin_report(output, {k: v for k, v in setting.items() if k not in ("project", "exist_ok")})
     key = trainer_class.task.score.key
     report.setdefault("teacher", 100 * evaluate(trainer_class, teacher, training)[key])
     if settings["start_epochs"]:
@@ -118,18 +106,12 @@ def main(arguments: list[str]) -> None:
     project = task_runs / report.setdefault("runs", Path(increment_path(task_runs / output.stem)).name)
     training["project"] = str(project)
 
-    ours = {"teacher": teacher, **distillation}
-    special = {"plain": None, "upstream": {"distill_model": teacher}}
-    variants = {name: special.get(name, {**ours, **own[name]}) for name in names}
+    roles = {name: "distill_model" if name == "upstream" else "teacher" for name in variants}
+    variants = {name: own if own is None else {roles[name]: teacher, **own} for name, own in variants.items()}
     train_students(trainer_class, variants, training, np.atleast_1d(settings["seeds"]).tolist(), report, output)
     report["gap closed, %"] = gap_closed(report[key], report["teacher"])
     if data.get("test"):
-        measured = report.setdefault("test", {})
-        for variant, by_seed in report[key].items():
-            for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
-                best = project / run_name(variant, seed) / "weights" / "best.pt"
-                measured[variant][seed] = 100 * evaluate(trainer_class, best, training, "test")[key]
-        report["test summary"] = summarise(measured)
+        measure_test(report, trainer_class, training)
     if settings["repeats"]:
         report["cost"] = measure_cost(trainer_class, training, teacher, distillation, settings["repeats"])
     write_results(output, report)

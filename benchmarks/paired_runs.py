@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import FashionMNIST
-from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.engine.distillation.compare import evaluate, table, train_student, train_students
+from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.engine.distillation.compare import (
+    evaluate,
+    run_name,
+    summarise,
+    table,
+    train_student,
+    train_students,
+)
+from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
@@ -59,21 +67,15 @@ def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str,
     distillation, training = DistillationArgs.split({**TRAINING, **given})
     seeds = np.atleast_1d(settings["seeds"]).tolist()
     variants = {name: None if own is None else {**distillation, **own} for name, own in variants.items()}
-    for own in variants.values():
-        DistillationArgs(**DistillationArgs.split(own or {})[0])  # mistakes end here, before the first run
+    check_variants(variants)
     output = Path(settings["output"])
 
     teacher = settings["teacher"] or train_teacher(settings, training)
     data = write_dataset(settings, settings["train"])
     names = ("dataset", "train", "val", "teacher", "teacher_model", "teacher_train", "teacher_epochs")
     setting = {**asdict(DistillationArgs(**distillation)), **training, **{k: settings[k] for k in names}}
-    setting = json.loads(json.dumps(setting))  # as it is read back
-    report = {"setting": setting}
-    if output.exists():
-        earlier = json.loads(output.read_text())
-        newer = {**asdict(DistillationArgs()), "dataset": RUN_SETTINGS["dataset"]}  # what the file may not have
-        if {**newer, **earlier["setting"]} == setting:
-            report = earlier
+    # What a file of an earlier version may not have
+    report = begin_report(output, setting, {**asdict(DistillationArgs()), "dataset": RUN_SETTINGS["dataset"]})
     report.setdefault(
         "teacher_top1",
         100 * evaluate(DistillationClassificationTrainer, str(teacher), {**training, "data": str(data)})["top1"],
@@ -95,6 +97,59 @@ def compare(settings: dict[str, Any], given: dict[str, Any], variants: dict[str,
     print(table(report["summary"], DistillationClassificationTrainer.task.score.words))
     print(f"Saved to {output}")
     return report
+
+
+def parse_variants(names: str, distillation: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
+    """Read which students are compared.
+
+    Args:
+        names (str): Separated by commas: distillation arguments, separated by spaces, or what has a name.
+        distillation (dict[str, Any]): Distillation arguments of all of them.
+        special (dict[str, Any]): What has a name.
+
+    Returns:
+        (dict[str, Any]): By name what is special, or the student's distillation arguments.
+    """
+    variants = {}
+    for name in (name.strip() for name in names.split(",")):
+        own = parse_arguments(name.split()) if "=" in name else {}
+        variants[name] = special.get(name, {**distillation, **own})
+    return variants
+
+
+def check_variants(variants: dict[str, dict[str, Any] | None]) -> None:
+    """Refuse distillation arguments that are wrong, before the first run."""
+    for own in variants.values():
+        DistillationArgs(**DistillationArgs.split(own or {})[0])
+
+
+def begin_report(output: Path, setting: dict[str, Any], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the report of an earlier run in the same setting, to go on with, or an empty one.
+
+    Args:
+        output (Path): The file of the report.
+        setting (dict[str, Any]): What the students have in common.
+        defaults (dict[str, Any], optional): Of settings that the file may not have.
+    """
+    setting = json.loads(json.dumps(setting))  # as it is read back
+    if output.exists():
+        earlier = json.loads(output.read_text())
+        if {**(defaults or {}), **earlier["setting"]} == setting:
+            return earlier
+    return {"setting": setting}
+
+
+def measure_test(
+    report: dict[str, Any], trainer_class: type[DistillationTrainer], training: dict[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Measure the best epochs of all students on images that chose none, once, and return by variant and seed."""
+    key, measured = trainer_class.task.score.key, report.setdefault("test", {})
+    for variant, by_seed in report[key].items():
+        for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
+            best = Path(training["project"]) / run_name(variant, seed) / "weights" / "best.pt"
+            measured[variant][seed] = 100 * evaluate(trainer_class, best, training, "test")[key]
+    report["test summary"] = summarise(measured)
+    return measured
 
 
 def train_teacher(settings: dict[str, Any], training: dict[str, Any]) -> Path:

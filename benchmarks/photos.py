@@ -19,7 +19,6 @@ every run, and an interrupted benchmark goes on where it stopped.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 from pathlib import Path
@@ -29,13 +28,14 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
-from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
-from ultralytics.engine.distillation.compare import evaluate, run_name, summarise, table, train_students
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.engine.distillation.compare import table, train_students
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RESULTS, gap_closed, read_settings, write_results
+from benchmarks.paired_runs import begin_report, check_variants, measure_test, parse_variants
 from distill_train_example import runs_folder
 
 SETTINGS = {
@@ -64,33 +64,23 @@ def main(arguments: list[str]) -> None:
     if settings["data"] is None:
         raise ValueError("Give 'data=', a folder of photographs in classes, e.g. 'data=path/to/clothing'.")
     distillation, training = DistillationArgs.split({**TRAINING, **given})
-    names = [name.strip() for name in settings["variants"].split(",")]
-    own = {name: parse_arguments(name.split()) if "=" in name else {} for name in names}
-    for arguments_of in own.values():
-        DistillationArgs(**DistillationArgs.split({**distillation, **arguments_of})[0])  # mistakes end here
+    variants = parse_variants(settings["variants"], distillation, {"plain": None})
+    check_variants(variants)
 
     output = Path(settings["output"])
     setting = {**training, **distillation, "teacher": shown(settings["teacher"]), "part": settings["part"]}
     setting["data"] = Path(settings["data"]).name
     setting["model"] = Path(training["model"]).name
-    report: dict[str, Any] = {"setting": setting}
-    if output.exists() and (earlier := json.loads(output.read_text()))["setting"] == setting:
-        report = earlier
+    report = begin_report(output, setting)
     project = PROJECT / output.stem
     data = settings["data"] if settings["part"] is None else take_part(Path(settings["data"]), settings["part"])
     training |= {"data": str(data), "project": str(project), "exist_ok": True}
     teacher, report["teacher"] = fit_teacher(settings["teacher"] or efficientnet(), training)
-    variants = {name: None if name == "plain" else {"teacher": teacher, **distillation, **own[name]} for name in names}
+    variants = {name: own if own is None else {"teacher": teacher, **own} for name, own in variants.items()}
     seeds = np.atleast_1d(settings["seeds"]).tolist()
     trainer_class = DistillationClassificationTrainer
     train_students(trainer_class, variants, training, seeds, report, output)
-    measured = report.setdefault("test", {})
-    for variant, by_seed in report["top1"].items():
-        for seed in by_seed.keys() - measured.setdefault(variant, {}).keys():
-            best = project / run_name(variant, seed) / "weights" / "best.pt"
-            measured[variant][seed] = 100 * evaluate(trainer_class, best, training, "test")["top1"]
-    report["test summary"] = summarise(measured)
-    report["gap closed, %"] = gap_closed(measured, report["teacher"]["test"])
+    report["gap closed, %"] = gap_closed(measure_test(report, trainer_class, training), report["teacher"]["test"])
     write_results(output, report)
     print(f"Teacher: {report['teacher']['test']:.2f} % of the test images")
     print(table(report["test summary"], "test top-1"))

@@ -220,6 +220,18 @@ def test_the_check_is_upstreams_validation(learned, settings_of, tmp_path):
     assert f"reaches {measured:.1%} mAP50-95 on 24 validation images" in sentence
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_student_as_good_as_its_teacher_is_warned_of(pretrained, learned, settings_of, monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda text: said.append(str(text)))
+    data, teacher = learned("obb", "11")
+    given = {"data": data, "teacher": str(teacher), "model": str(teacher), "pretrained": pretrained}
+    TRAINERS["obb"](overrides={**settings_of("obb"), **given})._setup_train()
+    warned = [line for line in said if "what it would learn may make it worse" in line]
+    assert len(warned) == pretrained
+
+
 def test_teachers_that_are_none_are_refused(settings_of, prepared):
     _, masks = prepared("segment")
     settings = settings_of("detect")

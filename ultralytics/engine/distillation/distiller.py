@@ -227,10 +227,10 @@ class Distiller(Undistilled):
             **({f"distill/{k}_factor": float(factors.get(k, 0.0)) for k in self.weights} if self.balance else {}),
         }
 
-    def judge(self, dataset: Dataset, batch: int) -> None:
-        """Measure the teacher on validation images, and log it."""
+    def judge(self, dataset: Dataset, batch: int, student: nn.Module | None) -> None:
+        """Measure the teacher on validation images, and a student that has been trained before, and log it."""
         if self.plan.args.teacher_check:
-            tell(self.task.judge(self.plan, dataset, batch))
+            tell(self.task.judge(self.plan, dataset, batch, student))
 
     def step(self, student: nn.Module) -> nn.Module:
         """Return a training step as a network of images, to measure what it takes in memory."""

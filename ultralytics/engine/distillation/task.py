@@ -174,18 +174,34 @@ class DistillationTask:
         """Return what the losses from the teacher are multiplied by, as upstream's own is: 1, or the batch's size."""
         return 1
 
-    def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
-        """Measure the teacher on validation images.
+    def judge(
+        self, plan: Plan, dataset: Dataset, batch: int, student: nn.Module | None = None
+    ) -> list[tuple[bool, str]]:
+        """Measure the teacher on validation images, as one that has nothing to teach is to be known beforehand.
 
         Args:
             plan (Plan): The run's.
             dataset (Dataset): Validation images.
             batch (int): Images at a time.
+            student (nn.Module, optional): In eval mode, if it has been trained before: it may have nothing to learn.
 
         Returns:
             (list[tuple[bool, str]]): Whether it is a warning, and a sentence.
         """
         return []
+
+    def surpassed(self, plan: Plan, student: float, teacher: float) -> list[tuple[bool, str]]:
+        """Return a warning, as of `judge`, if a student is as good as its teacher before it has learned from it."""
+        if student < teacher:
+            return []
+        return [
+            (
+                True,
+                f"'model={plan.training.model}' reaches {student:.1%} {self.score.words} on these images already, and "
+                f"its teacher {teacher:.1%}: what it would learn may make it worse. Give a better teacher, or train "
+                f"without one.",
+            )
+        ]
 
     def report(self, run: FinishedRun) -> ReportPart:
         """Return what the task adds to the report of a run; asked of a task that has charts."""

@@ -237,7 +237,13 @@ class DistillationTrainer(GuardedTrainer):
                 self.add_callback(event, lambda trainer, event=event: trainer.distiller.cached.lap(event))
         if RANK in {-1, 0}:  # without a loader, as its workers would draw from the random stream of plain training
             with random_stream(0):  # which reading an image draws from
-                self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64))
+                trained = self.ema.ema if self._starts_from_weights() and not self.resume else None
+                self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64), trained)
+
+    def _starts_from_weights(self) -> bool:
+        """Tell whether the student begins with weights of an earlier training."""
+        weights, model = self.args.pretrained, str(self.args.model)
+        return isinstance(weights, (str, Path)) or (bool(weights) and model.endswith(".pt"))
 
     def _some_images(self) -> Iterator[Tensor]:
         """Yield batches of evenly spaced training images."""

@@ -104,8 +104,8 @@ class Undistilled:
         """Return what was in force in the epoch, for its row of results.csv."""
         return {}
 
-    def judge(self, dataset: Dataset, batch: int) -> None:
-        """Measure the teacher on validation images, and log it."""
+    def judge(self, dataset: Dataset, batch: int, student: nn.Module | None) -> None:
+        """Measure the teacher on validation images, and a student that has been trained before, and log it."""
 
     def step(self, student: nn.Module) -> nn.Module:
         """Return a training step as a network of images, to measure what it takes in memory."""

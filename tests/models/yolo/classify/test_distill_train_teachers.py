@@ -308,6 +308,19 @@ def test_a_teacher_with_nothing_to_teach_is_reported(teacher, words, overrides, 
     assert not any("validation images correctly" in line for line in said["warning"] + said["info"])
 
 
+def test_a_student_as_good_as_its_teacher_is_warned_of(overrides, said):
+    plain = {k: v for k, v in overrides.items() if k != "teacher"} | {"epochs": 8, "warmup_epochs": 0}
+    trained = ClassificationTrainer(overrides=plain)
+    trained.train()
+    assert trained.metrics["metrics/accuracy_top1"] > 0.25
+    teachers = {"poor": Centroids([*NAMES[:2], *NAMES[3:], NAMES[2]]), "good": Centroids()}  # two digits right, or all
+    for teacher, pretrained, count in (("poor", True, 1), ("poor", False, 0), ("good", True, 0)):
+        said["warning"].clear()
+        given = {"model": str(trained.last), "pretrained": pretrained, "teacher": teachers[teacher]}
+        DistillationClassificationTrainer(overrides={**overrides, **RESPONSE, **given})._setup_train()
+        assert sum("what it would learn may make it worse" in line for line in said["warning"]) == count
+
+
 def test_checking_the_teacher_changes_nothing(overrides, tmp_path):
     settings = {**overrides, "teacher": Centroids(), **RESPONSE}
     checked = train(settings)

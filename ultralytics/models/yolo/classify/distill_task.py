@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from ultralytics.data.distillation.views import RepeatableViews
-from ultralytics.data.distillation.wrapped import ReadableDataset
+from ultralytics.data.distillation.wrapped import ReadableDataset, spaced_batches
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
@@ -207,7 +207,9 @@ class ClassificationTask(DistillationTask):
             labels = torch.searchsorted(classes, labels[known])
         return loss.losses(predictions, logits, features, maps, labels)
 
-    def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
+    def judge(
+        self, plan: Plan, dataset: Dataset, batch: int, student: nn.Module | None = None
+    ) -> list[tuple[bool, str]]:
         """Measure each teacher on validation images, as one that is not better than guessing has nothing to teach."""
         if plan.teacher.classes is None or not plan.teacher.members:
             return []
@@ -215,7 +217,7 @@ class ClassificationTask(DistillationTask):
         count = len(labels)
         if not count:
             return []
-        most, found = labels.bincount().max().item(), []
+        most, found, best = labels.bincount().max().item(), [], 0.0
         for member, answer in zip(plan.teacher.members, logits, strict=True):
             right = (answer.argmax(1) == labels).sum().item()
             said = f"'teacher={member.source}' names {right / count:.1%} of {count} validation images correctly"
@@ -225,9 +227,17 @@ class ClassificationTask(DistillationTask):
                 fault = f", and always naming the most frequent class {most / count:.1%}"
             else:
                 found.append((False, f"{said}."))
+                best = max(best, right / count)
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
-        return found
+        if student is None or not best:
+            return found
+        right, device = 0, next(student.parameters()).device
+        for _, images, classes in spaced_batches(dataset, plan.teacher.classes, CHECKED_IMAGES, batch):
+            with torch.no_grad():
+                answer = student(images.to(device))[1][:, plan.teacher.classes].argmax(1)
+            right += sum(plan.teacher.classes[i] == c for i, c in zip(answer.tolist(), classes, strict=True))
+        return found + self.surpassed(plan, right / count, best)
 
     def report(self, run: FinishedRun) -> ReportPart:
         """Return accuracy by class, confusions, calibration, and images with attention."""

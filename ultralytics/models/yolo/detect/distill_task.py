@@ -230,26 +230,33 @@ class DetectionTask(DistillationTask):
             LESSON: Lesson(unknown=torch.zeros(0, dtype=torch.int64, device=images.device)),
         }
 
-    def judge(self, plan: Plan, dataset: Dataset, batch: int) -> list[tuple[bool, str]]:
+    def judge(
+        self, plan: Plan, dataset: Dataset, batch: int, student: nn.Module | None = None
+    ) -> list[tuple[bool, str]]:
         """Measure the teacher on validation images by upstream's own metrics, over the classes that it knows."""
         teacher = plan.teacher
         if not teacher.members:
             return []
         if reason := self._unmeasurable(plan):
             return [(False, f"'teacher={teacher.source}' is not measured, as {reason}.")]
-        answer = self.teacher_answer(plan)
-        validation, indices = self.validation(plan, teacher.device, answer), spaced(dataset, CHECKED_IMAGES)
-        for _ in validate({"teacher": validation}, dataset, indices, batch):
+        networks = {"teacher": self.validation(plan, teacher.device, self.teacher_answer(plan))}
+        if student is not None:
+            end2end = getattr(student, "end2end", False)
+            networks["student"] = self.validation(plan, teacher.device, student, end2end)
+        indices = spaced(dataset, CHECKED_IMAGES)
+        for _ in validate(networks, dataset, indices, batch):
             pass
-        precision = validation.precision(teacher.classes)
-        if not precision:
+        precision = {who: network.precision(teacher.classes).values() for who, network in networks.items()}
+        if not precision["teacher"]:
             return []
-        reached = float(np.mean([mean for mean, _ in precision.values()]))
+        precision = {who: float(np.mean([mean for mean, _ in values])) for who, values in precision.items()}
+        reached = precision["teacher"]
         said = (
             f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {len(indices)} validation images"
         )
         if reached >= LEAST_MAP:
-            return [(False, f"{said}.")]
+            found = [(False, f"{said}.")]
+            return found if student is None else found + self.surpassed(plan, precision["student"], reached)
         advice = "Check its classes and the size of its images, or give a better one."
         return [(True, f"{said}: it has nothing to teach. {advice}")]
 
