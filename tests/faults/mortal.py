@@ -5,13 +5,13 @@ import os
 import signal
 import threading
 
-from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.models.distillation import TRAINERS
 
 PHASES = ("training", "validation", "writing", "finishing")
 
 
-class MortalTrainer(DistillationClassificationTrainer):
-    """Gets a SIGKILL some seconds after a phase has begun, as if from outside."""
+class Mortal:
+    """A trainer that gets a SIGKILL some seconds after a phase has begun, as if from outside."""
 
     death: tuple[str, float] | None = None  # phase, seconds
 
@@ -37,8 +37,8 @@ class MortalTrainer(DistillationClassificationTrainer):
         super().final_eval()
 
 
-def _train(arguments, death, pipe, start):
-    trainer_class = type("Trainer", (MortalTrainer,), {"death": death})
+def _train(task, arguments, death, pipe, start):
+    trainer_class = type("Trainer", (Mortal, TRAINERS[task]), {"death": death})
     try:
         if start is not None:
             start.wait()
@@ -55,9 +55,9 @@ class Process:
     context = multiprocessing.get_context("forkserver")  # imports torch and ultralytics once
     context.set_forkserver_preload(["mortal", "polars", "torchvision.models"])
 
-    def __init__(self, arguments, death=None, start=None):
+    def __init__(self, arguments, death=None, start=None, task="classify"):
         self.pipe, theirs = self.context.Pipe(duplex=False)
-        self.process = self.context.Process(target=_train, args=(arguments, death, theirs, start))
+        self.process = self.context.Process(target=_train, args=(task, arguments, death, theirs, start))
         self.process.start()
         theirs.close()
 
