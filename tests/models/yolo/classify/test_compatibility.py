@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ YAML_VALUES = {"True": True, "False": False} | {str(i): i for i in range(-1, 100
 def test_works(row, overrides, teacher, tmp_path, monkeypatch):
     if "quantize" in row:
         pytest.importorskip("modelopt")
+    if "compile" in row:  # what its C++ compiler makes of a network is tests/nn/distillation/test_teacher.py's
+        traced = partial(torch.compile, backend="aot_eager")
+        monkeypatch.setattr(torch, "compile", lambda network, **given: traced(network))
     settings = {"fraction": 0.2, **overrides, **read(row, teacher)}
     if "pretrained" in row:  # of the student's own architecture
         settings["pretrained"] = str(train({**overrides, "fraction": 0.2, "project": str(tmp_path)}).best)
