@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from helpers import load_benchmark
 from ultralytics.engine.distillation import compare
+from ultralytics.models.distillation import TRAINERS
 from ultralytics.utils import YAML
 
 from distill_train_example import write_scenes
@@ -28,6 +30,18 @@ def test_mistakes_end_before_the_first_run(line, error, words, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def test_fast_training_is_that_of_gpus(settings_of):
+    """Under autocast and with channels last, while the benchmark runs and not beyond."""
+    formats = []
+    for trains in (dense.as_on_gpus, dense.nullcontext):
+        with trains():
+            trainer = TRAINERS["detect"](overrides=settings_of("detect", amp=True))
+            trainer._setup_train()
+        weight = trainer.model.model[1].conv.weight
+        formats.append((trainer.amp, weight.is_contiguous(memory_format=torch.channels_last)))
+    assert formats == [(True, True), (False, False)]
+
+
 @pytest.mark.slow
 def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dense, "runs_folder", lambda task: tmp_path / "runs" / task)
@@ -37,6 +51,7 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     output = tmp_path / "dense.json"
     line = ["task=obb", f"data={data}", f"output={output}", "imgsz=64", "epochs=1", "batch=8", "device=cpu"]
     line += ["teacher_epochs=1", "start_epochs=1", "seeds=0", "repeats=1", "variants=plain,upstream,box_weight=0.5"]
+    line += ["fast=True"]
     dense.main(line)
     report = json.loads(output.read_text())
     assert report["test"].keys() == report["map"].keys() == {"plain", "upstream", "box_weight=0.5"}
@@ -44,7 +59,7 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert report["cost"]["ratios"]["distilled / plain"]["median"] > 0.5
     assert report["cost"]["median_ms"].keys() == {"teacher", "plain", "upstream", "distilled", "sequential"}
     assert "| upstream |" in capsys.readouterr().out
-    folder = tmp_path / "runs" / "obb" / "dense"
+    folder = tmp_path / "runs" / "obb" / "dense-fast"
     names = ("plain_0", "upstream_0", "box_weight_0.5_0")
     arguments = {name: YAML.load(folder / "dense" / name / "args.yaml") for name in names}
     (start,) = folder.glob("start-*/weights/best.pt")
