@@ -110,6 +110,8 @@ def test_evidence_is_what_was_measured():
         ("photos", "test summary", "test top-1", 5),
         ("photos_long", "test summary", "test top-1", 2),
         ("photos_224", "test summary", "test top-1", 2),
+        ("photos_started", "test summary", "test top-1", 2),
+        ("photos_response", "test summary", "test top-1", 1),
         ("accuracy_digits", "summary", "top-1", 5),
         ("fashion_today", "summary", "top-1", 3),
     ],
