@@ -119,10 +119,12 @@ def run(settings: dict[str, Any], given: dict[str, Any]) -> None:
         },
         "teacher",
     )
-    if list(YOLO(teacher).names.values()) != list(data["names"].values()):
+    network = YOLO(teacher).model
+    if list(network.names.values()) != list(data["names"].values()):
         raise ValueError(f"'teacher={teacher}' has other classes than the dataset, so the two cannot be compared.")
     fixed = {"task": task, "data": Path(training["data"]).stem, **{k: settings[k] for k in ("start_epochs", "fast")}}
-    fixed["teacher_hash"] = hashlib.sha256(Path(teacher).read_bytes()).hexdigest()
+    # Of its weights: its file tells when and where it was trained, too
+    fixed["teacher_hash"] = trainer_class.task.teacher_class(network).content_hash
     setting = {**training, **distillation, **fixed, "model": Path(training["model"]).name}
     report = begin_report(output, {k: v for k, v in setting.items() if k not in ("project", "exist_ok")})
     key = trainer_class.task.score.key
