@@ -72,7 +72,7 @@ def test_scenes_from_nothing(said, monkeypatch):
     assert networks.keys() == {"student", "teacher", "baseline"}
     said.clear()
     teacher = report.parents[1] / "teacher" / "weights" / "best.pt"
-    example.main([*line, f"teacher={teacher}", "model=yolo11n.yaml", "name=again"])
+    example.main([*line, f"teacher={teacher}", "model=yolo11n.yaml", "name=again", "plots=False"])
     assert table(said)["teacher"] == shown["teacher"]
 
 
