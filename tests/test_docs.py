@@ -174,8 +174,7 @@ def test_every_command_runs(command, overrides, teacher, tmp_path, monkeypatch):
         _, given = DistillationArgs.split({k: v for k, v in given.items() if k not in own})
         assert given.keys() <= DEFAULT_CFG_DICT.keys()
         return
-    if script == "distill_train_example.py":  # tests/test_example.py runs it
-        assert parse_arguments(arguments).keys() <= {"task"}
+    if script == "distill_train_example.py" and set(arguments) <= {"task=detect"}:  # tests/test_example.py runs these
         return
     if "resume=path/to/last.pt" in arguments:
         with pytest.raises(Stopped):
