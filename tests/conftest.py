@@ -79,7 +79,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder that all workers of pytest-xdist share, so that what takes long is made once."""
+    """A folder that all workers of pytest-xdist share, for what takes long to make; each has scenes of its own."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "dense"
     folder.mkdir(exist_ok=True)
@@ -87,13 +87,14 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def prepared(place):
+def prepared(place, tmp_path_factory):
     """Return a function that gives the dataset of a task, and a teacher of a family trained on it, each made once."""
+    scenes = tmp_path_factory.mktemp("scenes")
 
     def prepare(task, family="11"):
+        data = write_scenes(scenes / task, task, train=24, val=8, side=64)
         best = place / f"{task}_{family}" / "weights" / "best.pt"
-        with FileLock(place / f"{task}.lock"):
-            data = write_scenes(place / task, task, train=24, val=8, side=64)
+        with FileLock(place / f"{task}_{family}.lock"):
             if not best.exists():
                 own = {"model": f"yolo{family}s{SUFFIXES[task]}.yaml", "data": str(data), "name": f"{task}_{family}"}
                 train({**SETTINGS, **own, "project": str(place)}, TRAINERS[task].task.plain_trainer)
@@ -103,23 +104,23 @@ def prepared(place):
 
 
 @pytest.fixture(scope="session")
-def learned(place, prepared):
+def learned(place, prepared, tmp_path_factory):
     """Return a function that gives scenes of one class, validated on those trained on, and what has learned them."""
+    own = tmp_path_factory.mktemp("scenes-one")
 
     def learn(task, family):
-        data, folder = place / f"{task}-one.yaml", place / f"learned_{task}_{family}"
-        content = YAML.load(prepared(task)[0])
-        with FileLock(place / f"{task}-one.lock"):
-            if not data.exists():
-                ignore = shutil.ignore_patterns("*.cache")
-                scenes = shutil.copytree(content["path"], place / f"{task}-one", ignore=ignore)
-                for file in scenes.glob("labels/*/*.txt"):
-                    file.write_text("\n".join(" ".join(["0", *x.split()[1:]]) for x in file.read_text().splitlines()))
-                YAML.save(data, {**content, "path": str(scenes), "val": "images/train", "names": {0: "digit"}})
+        data, folder = own / f"{task}.yaml", place / f"learned_{task}_{family}"
+        if not data.exists():
+            content = YAML.load(prepared(task)[0])
+            scenes = shutil.copytree(content["path"], own / task, ignore=shutil.ignore_patterns("*.cache"))
+            for file in scenes.glob("labels/*/*.txt"):
+                file.write_text("\n".join(" ".join(["0", *x.split()[1:]]) for x in file.read_text().splitlines()))
+            YAML.save(data, {**content, "path": str(scenes), "val": "images/train", "names": {0: "digit"}})
+        with FileLock(place / f"{folder.name}.lock"):
             if not folder.exists():
-                own = {**SETTINGS, **STILL, "epochs": 25, "warmup_epochs": 0, "lr0": 0.003, "val": False}
-                own |= {"model": f"yolo{family}n{SUFFIXES[task]}.yaml", "data": str(data), "name": folder.name}
-                train({**own, "project": str(place)}, TRAINERS[task].task.plain_trainer)
+                given = {**SETTINGS, **STILL, "epochs": 25, "warmup_epochs": 0, "lr0": 0.003, "val": False}
+                given |= {"model": f"yolo{family}n{SUFFIXES[task]}.yaml", "data": str(data), "name": folder.name}
+                train({**given, "project": str(place)}, TRAINERS[task].task.plain_trainer)
         return str(data), folder / "weights" / "best.pt"
 
     return learn

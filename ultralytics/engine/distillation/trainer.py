@@ -78,6 +78,7 @@ class DistillationTrainer(GuardedTrainer):
         self.plan: Plan | None = None
         self.distiller: Undistilled | None = None  # both are there once upstream has read its arguments
         self._resolved_data: Any = None  # where upstream has found the dataset
+        self._trained_before = False  # known once the student is built
         super().__init__(cfg, overrides, _callbacks)
         if RANK != -1:
             self.world_size = int(os.environ["WORLD_SIZE"])  # upstream counts this host's devices, torchrun all hosts'
@@ -237,13 +238,13 @@ class DistillationTrainer(GuardedTrainer):
                 self.add_callback(event, lambda trainer, event=event: trainer.distiller.cached.lap(event))
         if RANK in {-1, 0}:  # without a loader, as its workers would draw from the random stream of plain training
             with random_stream(0):  # which reading an image draws from
-                trained = self.ema.ema if self._starts_from_weights() and not self.resume else None
+                trained = self.ema.ema if self._trained_before and not self.resume else None
                 self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64), trained)
 
-    def _starts_from_weights(self) -> bool:
-        """Tell whether the student begins with weights of an earlier training."""
-        weights, model = self.args.pretrained, str(self.args.model)
-        return isinstance(weights, (str, Path)) or (bool(weights) and model.endswith(".pt"))
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
+        """Build the student, and know whether it begins with weights of an earlier training."""
+        self._trained_before = weights is not None
+        return super().get_model(cfg, weights, verbose)
 
     def _some_images(self) -> Iterator[Tensor]:
         """Yield batches of evenly spaced training images."""

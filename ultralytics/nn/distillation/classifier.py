@@ -205,4 +205,8 @@ class TeacherEnsemble(Teachers):
         if not head:
             return self.first(images, head=False)
         answers, features = self.answers(images)
-        return average_logits(answers, self.weights[: len(answers)], self.temperature), features
+        return self.average(answers), features
+
+    def average(self, answers: Sequence[Tensor]) -> Tensor:
+        """Return what the members say as one, of their logits (B, C)."""
+        return average_logits(answers, self.weights[: len(answers)], self.temperature)

@@ -217,7 +217,7 @@ class ClassificationTask(DistillationTask):
         count = len(labels)
         if not count:
             return []
-        most, found, best = labels.bincount().max().item(), [], 0.0
+        most, found, good = labels.bincount().max().item(), [], True
         for member, answer in zip(plan.teacher.members, logits, strict=True):
             right = (answer.argmax(1) == labels).sum().item()
             said = f"'teacher={member.source}' names {right / count:.1%} of {count} validation images correctly"
@@ -227,11 +227,13 @@ class ClassificationTask(DistillationTask):
                 fault = f", and always naming the most frequent class {most / count:.1%}"
             else:
                 found.append((False, f"{said}."))
-                best = max(best, right / count)
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
-        if student is None or not best:
+            good = False
+        if student is None or not good:
             return found
+        answer = plan.teacher.average(logits).argmax(1)
+        best = (answer == labels).double().mean().item()
         right, device = 0, next(student.parameters()).device
         for _, images, classes in spaced_batches(dataset, plan.teacher.classes, CHECKED_IMAGES, batch):
             with torch.no_grad():
