@@ -34,7 +34,6 @@ import torch
 from ultralytics import YOLO
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.engine import trainer as trainers
 from ultralytics.engine.distillation.compare import evaluate, table, train_student, train_students
 from ultralytics.engine.distillation.trainer import DistillationTrainer, loop_precision
 from ultralytics.engine.trainer import BaseTrainer
@@ -92,7 +91,8 @@ def as_on_gpus() -> Iterator[None]:
         trainer.model.to(memory_format=torch.channels_last)
         return checkpoint
 
-    with patch.object(BaseTrainer, "setup_model", setup_model), patch.object(trainers, "check_amp", lambda model: True):
+    amp = patch("ultralytics.engine.trainer.check_amp", lambda model: True)
+    with patch.object(BaseTrainer, "setup_model", setup_model), amp:
         yield
 
 
@@ -170,15 +170,15 @@ def measure_cost(
     """Time steps of plain, distilled and upstream's distilled training in turn, and the teacher's forward pass."""
     plain_trainer = trainer_class.task.plain_trainer
     own = {**training, "name": "cost", "teacher": teacher, "teacher_check": False, **distillation}
-    kinds = {
+    trainers = {
         "plain": plain_trainer(overrides={**training, "name": "cost"}),
         "upstream": plain_trainer(overrides={**training, "name": "cost", "distill_model": teacher}),
         "distilled": trainer_class(overrides=own),
         "sequential": trainer_class(overrides={**own, "teacher_overlap": False}),
     }
-    for trainer in kinds.values():
+    for trainer in trainers.values():
         prepare(trainer)
-    plain, bare = kinds["plain"], kinds["sequential"].teacher
+    plain, bare = trainers["plain"], trainers["sequential"].teacher
     batch = next(iter(plain.train_loader))
     images = plain.preprocess_batch(dict(batch))["img"]
 
@@ -186,7 +186,7 @@ def measure_cost(
         with loop_precision(plain):
             bare(images)
 
-    runs = {"teacher": forward, **{kind: partial(step, x, batch, x.model) for kind, x in kinds.items()}}
+    runs = {"teacher": forward, **{kind: partial(step, x, batch, x.model) for kind, x in trainers.items()}}
     times = take_turns(runs, repeats, plain.device, warmup=2)
     ratios = {
         "distilled / (plain + teacher)": ratio(times["distilled"], times["plain"], times["teacher"]),

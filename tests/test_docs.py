@@ -167,9 +167,8 @@ def test_every_command_runs(command, overrides, teacher, tmp_path, monkeypatch):
     arguments = shlex.split(command)[2:]
     if script.startswith("benchmarks/"):  # tests/benchmarks runs them; as written they take longer than all other tests
         given = parse_arguments(arguments)
-        for variant in given.get("variants", "plain").split(","):
-            own, _ = DistillationArgs.split(parse_arguments(variant.split() if "=" in variant else []))
-            DistillationArgs(**own)
+        runs = load_benchmark("paired_runs")
+        runs.check_variants(runs.parse_variants(given.get("variants", "plain"), {}, {"plain": None}))
         own = load_benchmark(Path(script).stem).SETTINGS
         _, given = DistillationArgs.split({k: v for k, v in given.items() if k not in own})
         assert given.keys() <= DEFAULT_CFG_DICT.keys()

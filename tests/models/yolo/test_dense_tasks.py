@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import Stopped, rows, same, stop_after, train, weights
-from scenes import STILL, TASKS
+from scenes import TASKS
 from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.distillation import TRAINERS, find_trainer
@@ -366,66 +366,3 @@ def test_every_entrance_leads_to_the_trainer_of_the_models_task(settings_of):
     assert model.trainer.args.teacher == trainer.args.teacher
     plain_run = train_script(["use_distillation=False", *(f"{k}={v}" for k, v in plain(settings_of("obb")).items())])
     assert type(plain_run) is TRAINERS["obb"].task.plain_trainer
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("segment", "11"), ("obb", "11")])
-def test_the_report_has_the_figures_of_upstreams_validation(task, family, learned, settings_of, tmp_path, monkeypatch):
-    """Of a student that goes on from what has learned, and of a teacher that has not."""
-    monkeypatch.setattr(distill_validation, "SURE", 0.01)
-    data, start = learned(task, family)
-    given = {**STILL, "data": data, "model": str(start), "lr0": 1e-5, "teacher_names": ["digit"] + list("123456789")}
-    given |= {"baseline": str(start.parents[1]), "plots": True}
-    trainer = train({**settings_of(task, family), **given}, TRAINERS[task])
-    found = json.loads((trainer.save_dir / "distillation.json").read_text())
-    files = {"student": trainer.best, "baseline": start}
-    for who, file in files.items():
-        metrics = YOLO(file).val(data=data, imgsz=64, batch=8, plots=False, project=tmp_path)
-        measured = getattr(metrics, trainer.task.metrics)
-        assert measured.map > 0.01
-        assert found["networks"][who]["map"] == pytest.approx(measured.map, rel=1e-3)
-        assert found["networks"][who]["map50"] == pytest.approx(measured.map50, rel=1e-3)
-        assert found["classes"][0][who] == pytest.approx(measured.map, rel=1e-3)
-    assert found["networks"]["student"]["map"] == pytest.approx(trainer.metrics[trainer.task.score.column], rel=1e-3)
-    assert found["networks"]["teacher"]["map"] < 0.01
-    assert found["images"] == 24
-    (row,) = found["classes"]
-    assert row["objects"] == sum(
-        len(file.read_text().splitlines()) for file in Path(YAML.load(data)["path"]).glob("labels/train/*.txt")
-    )
-    assert found["compared"] == "baseline"
-    assert found["agreement"] > 0.1  # as one comes from the other
-    assert found["pull"].keys() == {"loss", *trainer.distiller.weights}
-    assert any("it has no more to teach" in finding for finding in found["findings"])
-    assert (trainer.save_dir / "distillation_examples.png").stat().st_size > 20_000  # objects are drawn
-    page = (trainer.save_dir / "distillation.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
-    assert "digit" in page
-
-
-@pytest.mark.parametrize(
-    ("given", "networks"),
-    [
-        ({"teacher": "self"}, ["student"]),
-        ({"rect": True, "distill_balance": "auto"}, ["student", "teacher"]),
-    ],
-)
-def test_every_kind_of_run_has_a_report(given, networks, settings_of, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
-    trainer = train({**settings_of("detect", fraction=0.34, plots=True), **given}, TRAINERS["detect"])
-    assert not [w for w in warnings if "could not" in w]
-    found = json.loads((trainer.save_dir / "distillation.json").read_text())
-    assert list(found["networks"]) == networks
-    assert not found["known_to_teacher_only"]
-
-
-@pytest.mark.parametrize("known", [["7", "8"], []])
-def test_networks_are_compared_on_classes_that_the_teacher_knows(known, settings_of):
-    names = [*known, *"abcdefghij"[len(known) :]]
-    given = {"teacher_names": names, "fraction": 0.34, "plots": True}
-    trainer = train({**settings_of("detect"), **given}, TRAINERS["detect"])
-    found = json.loads((trainer.save_dir / "distillation.json").read_text())
-    assert ("teacher" in found["networks"]) == found["known_to_teacher_only"] == bool(known)
-    assert {row["name"] for row in found["classes"]} <= set(known or "0123456789")
-    assert len(found["classes"]) > (2 if not known else 0)

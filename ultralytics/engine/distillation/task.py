@@ -190,18 +190,15 @@ class DistillationTask:
         """
         return []
 
-    def surpassed(self, plan: Plan, student: float, teacher: float) -> list[tuple[bool, str]]:
+    def surpassed(self, student: float, teacher: float) -> list[tuple[bool, str]]:
         """Return a warning, as of `judge`, if a student is as good as its teacher before it has learned from it."""
         if student < teacher:
             return []
-        return [
-            (
-                True,
-                f"'model={plan.training.model}' reaches {student:.1%} {self.score.words} on these images already, and "
-                f"its teacher {teacher:.1%}: what it would learn may make it worse. Give a better teacher, or train "
-                f"without one.",
-            )
-        ]
+        said = (
+            f"The student reaches {student:.1%} {self.score.words} on these images already, and its teacher "
+            f"{teacher:.1%}: what it would learn may make it worse. Give a better teacher, or train without one."
+        )
+        return [(True, said)]
 
     def report(self, run: FinishedRun) -> ReportPart:
         """Return what the task adds to the report of a run; asked of a task that has charts."""

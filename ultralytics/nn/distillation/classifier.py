@@ -153,21 +153,26 @@ class TeacherEnsemble(Teachers):
             return "If there is nothing else, "
         return "Run the same command with 'teacher_probe=True', which fits it a head for these classes; or "
 
-    def judge(self, dataset: Dataset, limit: int | None = None, batch: int = 64) -> tuple[list[Tensor], Tensor]:
+    def judge(
+        self, dataset: Dataset, limit: int | None = None, batch: int = 64, *others: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
         """Answer images of a dataset, evenly spaced, as far as their classes are known.
 
         Args:
             dataset (Dataset): Gives dicts of `img`, a (channels, H, W) image in 0 to 1, and `cls`, its class index.
             limit (int, optional): Most images to look at; None for all.
             batch (int): Images at a time.
+            *others (Callable): Give logits (B, len(classes)) of the same images.
 
         Returns:
-            logits (list[Tensor]): Each member's, (N, len(classes)) in float32 on the CPU.
+            logits (list[Tensor]): Each member's, then each other's, (N, len(classes)) in float32 on the CPU.
             labels (Tensor): The images' classes as columns of the logits, (N,).
         """
-        logits, labels = [[] for _ in self.members], []
+        logits, labels = [[] for _ in (*self.members, *others)], []
         for _, images, classes in spaced_batches(dataset, self.classes, limit, batch):
-            for kept, answer in zip(logits, self.answers(images.to(self.device))[0], strict=True):
+            images = images.to(self.device)
+            answers = [*self.answers(images)[0], *(other(images) for other in others)]
+            for kept, answer in zip(logits, answers, strict=True):
                 kept.append(answer.float().cpu())
             labels += [self.classes.index(c) for c in classes]
         empty = torch.zeros(0, len(self.classes))

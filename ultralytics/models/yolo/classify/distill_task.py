@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from ultralytics.data.distillation.views import RepeatableViews
-from ultralytics.data.distillation.wrapped import ReadableDataset, spaced_batches
+from ultralytics.data.distillation.wrapped import ReadableDataset
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
@@ -213,11 +213,13 @@ class ClassificationTask(DistillationTask):
         """Measure each teacher on validation images, as one that is not better than guessing has nothing to teach."""
         if plan.teacher.classes is None or not plan.teacher.members:
             return []
-        logits, labels = plan.teacher.judge(dataset, CHECKED_IMAGES, batch)
+        others = [] if student is None else [lambda images: student(images)[1][:, plan.teacher.classes].detach()]
+        logits, labels = plan.teacher.judge(dataset, CHECKED_IMAGES, batch, *others)
+        logits, own = logits[: len(plan.teacher.members)], logits[len(plan.teacher.members) :]
         count = len(labels)
         if not count:
             return []
-        most, found, good = labels.bincount().max().item(), [], True
+        most, found = labels.bincount().max().item(), []
         for member, answer in zip(plan.teacher.members, logits, strict=True):
             right = (answer.argmax(1) == labels).sum().item()
             said = f"'teacher={member.source}' names {right / count:.1%} of {count} validation images correctly"
@@ -229,17 +231,10 @@ class ClassificationTask(DistillationTask):
                 found.append((False, f"{said}."))
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
-            good = False
-        if student is None or not good:
+        if not own or any(is_warning for is_warning, _ in found):
             return found
-        answer = plan.teacher.average(logits).argmax(1)
-        best = (answer == labels).double().mean().item()
-        right, device = 0, next(student.parameters()).device
-        for _, images, classes in spaced_batches(dataset, plan.teacher.classes, CHECKED_IMAGES, batch):
-            with torch.no_grad():
-                answer = student(images.to(device))[1][:, plan.teacher.classes].argmax(1)
-            right += sum(plan.teacher.classes[i] == c for i, c in zip(answer.tolist(), classes, strict=True))
-        return found + self.surpassed(plan, right / count, best)
+        reached = [(x.argmax(1) == labels).double().mean().item() for x in (*own, plan.teacher.average(logits))]
+        return found + self.surpassed(*reached)
 
     def report(self, run: FinishedRun) -> ReportPart:
         """Return accuracy by class, confusions, calibration, and images with attention."""

@@ -241,22 +241,19 @@ class DetectionTask(DistillationTask):
             return [(False, f"'teacher={teacher.source}' is not measured, as {reason}.")]
         networks = {"teacher": self.validation(plan, teacher.device, self.teacher_answer(plan))}
         if student is not None:
-            end2end = getattr(student, "end2end", False)
-            networks["student"] = self.validation(plan, teacher.device, student, end2end)
+            networks["student"] = self.validation(plan, teacher.device, student, getattr(student, "end2end", False))
         indices = spaced(dataset, CHECKED_IMAGES)
         for _ in validate(networks, dataset, indices, batch):
             pass
-        precision = {who: network.precision(teacher.classes).values() for who, network in networks.items()}
-        if not precision["teacher"]:
+        precision = [network.precision(teacher.classes).values() for network in networks.values()]
+        if not precision[0]:
             return []
-        precision = {who: float(np.mean([mean for mean, _ in values])) for who, values in precision.items()}
-        reached = precision["teacher"]
+        reached, *own = (float(np.mean([mean for mean, _ in values])) for values in precision)
         said = (
             f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {len(indices)} validation images"
         )
         if reached >= LEAST_MAP:
-            found = [(False, f"{said}.")]
-            return found if student is None else found + self.surpassed(plan, precision["student"], reached)
+            return [(False, f"{said}."), *(warning for x in own for warning in self.surpassed(x, reached))]
         advice = "Check its classes and the size of its images, or give a better one."
         return [(True, f"{said}: it has nothing to teach. {advice}")]
 
