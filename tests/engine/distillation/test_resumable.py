@@ -10,6 +10,7 @@ import torch
 from helpers import Stopped, plain, rows, same, stop_after, train, weights
 from ultralytics.engine.distillation import run_files
 from ultralytics.engine.distillation.resumable import ResumableTrainer
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
@@ -59,7 +60,18 @@ class ResumableClassifier(ResumableTrainer, ClassificationTrainer):
     """Upstream's trainer, resumable, without a teacher."""
 
 
-def test_without_a_stop_it_trains_as_upstream_does(overrides, tmp_path):
+@pytest.mark.parametrize("best", [0, 1])
+def test_without_a_stop_it_trains_as_upstream_does(best, overrides, tmp_path, monkeypatch):
+    """Whichever epoch was the best."""
+    validate = BaseTrainer.validate
+
+    def judge(trainer):
+        metrics, _ = validate(trainer)
+        fitness = 1.0 if trainer.epoch == best else 0.5
+        trainer.best_fitness = max(trainer.best_fitness or 0, fitness)
+        return metrics, fitness
+
+    monkeypatch.setattr(BaseTrainer, "validate", judge)
     settings = {**plain(overrides), "epochs": 2, "batch": 16}
     ours = train({**settings, "project": str(tmp_path / "ours")}, ResumableClassifier)
     theirs = train({**settings, "project": str(tmp_path / "theirs")}, ClassificationTrainer)
@@ -68,6 +80,9 @@ def test_without_a_stop_it_trains_as_upstream_does(overrides, tmp_path):
         a, b = (torch.load(getattr(t, name), weights_only=False) for t in (ours, theirs))
         assert a.keys() == b.keys()
         assert same(a["model"].state_dict(), b["model"].state_dict())
+        assert a["train_results"]["epoch"] == b["train_results"]["epoch"] == [1, 2]
+        assert a["train_metrics"].keys() == b["train_metrics"].keys()
+    assert same(weights(ours.last), weights(ours.best)) == (best == 1)
 
 
 def test_upstreams_checkpoints_resume_too(overrides):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import random
 import shutil
@@ -47,7 +48,7 @@ class ResumableTrainer(BaseTrainer):
     _carried = 0  # how much later the first optimizer step after a resume comes, see `accumulate`
     _iteration = _last_step = -1  # batches and the last optimizer step, counted from the run's start
     _resumed: dict[str, Any] | None = None
-    _epoch_start: tuple[Any, Any] = (None, None)  # the state of the order's generator, and the loader's iterator
+    _epoch_start: tuple[Any, Any] | None = None  # the state of the order's generator, and the loader's iterator
     _order: dict[str, Any] | None = None  # where the order of images began: its generator's state, and at which batch
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
@@ -92,7 +93,7 @@ class ResumableTrainer(BaseTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the batch, and note where a new order of images began."""
-        if self.ema is None:  # quantization is calibrated before training begins
+        if self._epoch_start is None:  # calibration of quantization and fitting of adapters come before the first epoch
             return super().preprocess_batch(batch)
         self._iteration += 1
         loader = self.train_loader
@@ -202,14 +203,7 @@ class ResumableTrainer(BaseTrainer):
         """Leave plain checkpoints behind, each replaced whole and last.pt last, then evaluate the best one."""
         with torch_distributed_zero_first(LOCAL_RANK):
             if RANK in {-1, 0} and self.last.exists():
-                results = torch_load(self.last, map_location="cpu")["train_results"]
-                with self.whole_files(self.wdir) as scratch:
-                    for file in filter(Path.exists, (self.last, self.best)):
-                        ckpt = torch_load(file, map_location="cpu")
-                        ckpt.pop(STATE, None)
-                        self._strip(ckpt)
-                        torch.save(ckpt, scratch / file.name)
-                        strip_optimizer(scratch / file.name, updates={"train_results": results})
+                self._strip_files()
         if self.best.exists():
             LOGGER.info(f"\nValidating {self.best}...")
             self.validator.args.plots = self.args.plots
@@ -219,6 +213,21 @@ class ResumableTrainer(BaseTrainer):
             self.epoch += 1  # loggers get the best model's metrics as a step of their own
             self.run_callbacks("on_fit_epoch_end")
             self.epoch -= 1
+
+    def _strip_files(self) -> None:
+        """Replace last.pt and best.pt by what plain training leaves behind."""
+        results = None
+        with self.whole_files(self.wdir) as scratch:
+            for file in filter(Path.exists, (self.last, self.best)):
+                if file == self.best and filecmp.cmp(file, self.last, shallow=False):  # the last epoch was the best
+                    shutil.copyfile(scratch / self.last.name, scratch / file.name)
+                    continue
+                ckpt = torch_load(file, map_location="cpu")
+                results = results or ckpt["train_results"]  # those of last.pt
+                ckpt.pop(STATE, None)
+                self._strip(ckpt)
+                torch.save(ckpt, scratch / file.name)
+                strip_optimizer(scratch / file.name, updates={"train_results": results})
 
     @contextmanager
     def whole_files(self, folder: Path) -> Iterator[Path]:

@@ -42,38 +42,38 @@ def check(first, second, settings):
     assert YOLO(folder / "weights" / "best.pt").names[9] == "9"
 
 
-def test_upstreams_launch(settings):
+def test_upstreams_launch_and_what_is_left_of_it_after_a_stop(settings, monkeypatch):
     """As with device=0,1: upstream starts the processes and hands over arguments, trainer and callbacks."""
     (Path(settings["project"]) / "train").mkdir()  # the run gets a folder of its own
-    trainer = GlooTrainer(overrides=settings)
-    trainer.add_callback("on_train_epoch_end", note_epoch)
-    trainer.train()
+    started = GlooTrainer(overrides=settings)
+    started.add_callback("on_train_epoch_end", note_epoch)
+    monkeypatch.setenv("STOP_AFTER", "0")
+    with pytest.raises(subprocess.CalledProcessError):
+        started.train()
+    monkeypatch.delenv("STOP_AFTER")
+    (last,) = Path(settings["project"]).glob("*/weights/last.pt")
+    resumed = GlooTrainer(overrides={"resume": str(last)})
+    resumed.add_callback("on_train_epoch_end", note_epoch)
+    resumed.train()
     first, second = reports(settings)
+    assert first["start_epoch"] == second["start_epoch"] == 1
     check(first, second, settings)
     assert Path(first["save_dir"]).name == "train-2"
     noted = (Path(settings["project"]) / "callback.txt").read_text().split("\n")
     assert sorted(filter(None, noted)) == ["0 0", "0 1", "1 0", "1 1"]
 
 
-def test_a_stopped_run_of_several_processes_resumes(settings, monkeypatch):
-    monkeypatch.setenv("STOP_AFTER", "0")
-    with pytest.raises(subprocess.CalledProcessError):
-        GlooTrainer(overrides=settings).train()
-    monkeypatch.delenv("STOP_AFTER")
-    (last,) = Path(settings["project"]).glob("*/weights/last.pt")
-    GlooTrainer(overrides={"resume": str(last)}).train()
-    first, second = reports(settings)
-    assert first["start_epoch"] == second["start_epoch"] == 1
-    check(first, second, settings)
-
-
 def test_processes_share_a_cache(settings, digits, tmp_path):
-    """Each asks about its share of the images, once; the next run about none, and is the same."""
+    """Each asks about its share of the images, once; the next run about none, and is the same, also on two hosts.
+
+    Those are started as the manual says it: torchrun on each, one folder for both.
+    """
+    (Path(settings["project"]) / "train").mkdir()
     shutil.copytree(digits, tmp_path / "digits", ignore=shutil.ignore_patterns("teacher_cache"))
     settings = {**settings, "data": str(tmp_path / "digits"), "teacher_cache": "disk", "teacher_views": 1}
     runs = []
-    for _ in range(2):
-        launch("GlooTrainer", settings)
+    for nodes, processes in ((1, 2), (2, 1)):
+        launch("GlooTrainer", settings, nodes, processes)
         runs.append(reports(settings))
         check(*runs[-1], settings)
     (cold, other), warm = runs
@@ -82,13 +82,6 @@ def test_processes_share_a_cache(settings, digits, tmp_path):
     assert [r["hits"] for r in warm] == [100, 100]
     assert same(parameters(cold["weights"]), parameters(warm[0]["weights"]))
     assert len(list((tmp_path / "digits" / "teacher_cache").iterdir())) == 1
-
-
-def test_two_hosts(settings):
-    """As the manual says it: torchrun on each host, one folder for both."""
-    (Path(settings["project"]) / "train").mkdir()
-    launch("GlooTrainer", settings, nodes=2, processes=1)
-    check(*reports(settings), settings)
 
 
 def test_the_averaged_gradient_is_that_of_the_joined_batch(settings):
