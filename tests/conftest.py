@@ -45,19 +45,23 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def teacher(digits, tmp_path_factory) -> Path:
+def place(tmp_path_factory):
+    """A folder that all workers of pytest-xdist share, for what takes long to make; each has images of its own."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trained"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(digits, place) -> Path:
     """The best.pt of a yolo11s-cls trained on the digits for a few epochs."""
-    trainer = ClassificationTrainer(
-        overrides={
-            **TRAINING,
-            "model": "yolo11s-cls.yaml",
-            "data": str(digits),
-            "epochs": 4,
-            "project": str(tmp_path_factory.mktemp("teacher")),
-        }
-    )
-    trainer.train()
-    return trainer.best
+    best = place / "classify" / "weights" / "best.pt"
+    with FileLock(place / "classify.lock"):
+        if not best.exists():
+            own = {"model": "yolo11s-cls.yaml", "data": str(digits), "epochs": 4, "name": "classify"}
+            train({**TRAINING, **own, "project": str(place)}, ClassificationTrainer)
+    return best
 
 
 @pytest.fixture
@@ -75,15 +79,6 @@ def overrides(digits, teacher, tmp_path) -> dict:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """A folder that all workers of pytest-xdist share, for what takes long to make; each has scenes of its own."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "dense"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +113,15 @@ def learned(place, prepared, tmp_path_factory):
             YAML.save(data, {**content, "path": str(scenes), "val": "images/train", "names": {0: "digit"}})
         with FileLock(place / f"{folder.name}.lock"):
             if not folder.exists():
-                given = {**SETTINGS, **STILL, "epochs": 25, "warmup_epochs": 0, "lr0": 0.003, "val": False}
+                given = {
+                    **SETTINGS,
+                    **STILL,
+                    "epochs": 25,
+                    "warmup_epochs": 0,
+                    "lr0": 0.003,
+                    "val": False,
+                    "save": False,
+                }
                 given |= {"model": f"yolo{family}n{SUFFIXES[task]}.yaml", "data": str(data), "name": folder.name}
                 train({**given, "project": str(place)}, TRAINERS[task].task.plain_trainer)
         return str(data), folder / "weights" / "best.pt"
