@@ -16,6 +16,7 @@ from teachers import onnx, timm_safetensors
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.engine.distillation.compare import table
+from ultralytics.models.distillation import TRAINERS
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.distillation import DistillationLoss, methods, registry, response_loss
 
@@ -140,6 +141,20 @@ def test_links_lead_somewhere():
         headings = [re.sub(r"[^\w\- ]", "", x.lower()) for x in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
         for target in re.findall(r"\]\(#([^)]+)\)", text):
             assert target in {heading.replace(" ", "-") for heading in headings}, f"{document}: #{target}"
+
+
+def test_the_manuals_say_what_differs_for_detectors():
+    given = dict(TRAINERS["detect"].task.defaults)
+    assert given.pop("box_distill")
+    assert given.pop("dfl_distill")
+    (method, share), *more = given.pop("feature_method").items()
+    assert not more
+    for manual in MANUALS:
+        text = (ROOT / manual).read_text(encoding="utf-8")
+        assert f"`feature_method={{{method}: {share}}}`" in text
+        for name, value in given.items():
+            shown = f"{value:g}" if isinstance(value, float) else value
+            assert f"`{name}={shown}`" in text
 
 
 def test_the_loss_and_the_arguments_have_the_same_defaults():

@@ -50,7 +50,7 @@ def test_a_teacher_that_fails_once_spoils_nothing(what, settings_of, monkeypatch
 
 @pytest.mark.slow
 def test_two_processes_train_one_student(settings_of, tmp_path):
-    settings = settings_of("obb", project=str(tmp_path), epochs=2)
+    settings = settings_of("obb", project=str(tmp_path), epochs=2, feature_distill=True)
     launch("GlooOBBTrainer", settings)
     first, second = reports(settings)
     assert same(parameters(first["weights"]), parameters(second["weights"]))
@@ -118,7 +118,7 @@ def test_answers_are_kept_where_views_repeat_alone(given, words, settings_of, tm
 
 def test_images_of_unlike_shapes_train_in_rectangles(settings_of, tmp_path):
     """Those that adapters are fitted on too are put together by their shape."""
-    settings = settings_of("detect", rect=True)
+    settings = settings_of("detect", rect=True, feature_distill=True)
     content = YAML.load(settings["data"])
     data = shutil.copytree(content["path"], tmp_path / "scenes", ignore=shutil.ignore_patterns("*.cache"))
     for file in sorted(data.glob("images/train/*.png"))[::2]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ultralytics.utils import LOGGER, YAML
 from train import main as train_script
 
 ITEMS = {"detect": (), "segment": ("mask_distill_loss",), "pose": ("keypoint_distill_loss",), "obb": ()}
-SHARED = ("response_loss", "feature_loss", "attention_loss", "box_distill_loss", "dfl_distill_loss")
+SHARED = ("response_loss", "attention_loss", "box_distill_loss", "dfl_distill_loss")  # feature_loss if asked for
 
 
 def plain(settings):
@@ -53,10 +54,11 @@ def test_a_student_learns_all_that_the_heads_say(task, settings_of):
         trainer.model.criterion.compare = compared
 
     moved = {}
-    trainer = train(settings_of(task), TRAINERS[task], on_train_batch_end=on_end, on_train_start=on_start)
+    settings = settings_of(task, feature_distill=True)
+    trainer = train(settings, TRAINERS[task], on_train_batch_end=on_end, on_train_start=on_start)
     assert len(seen) == 3
     assert all(total == expected for total, expected in seen)
-    assert set(trainer.distiller.weights) == {*SHARED, *ITEMS[task]}
+    assert set(trainer.distiller.weights) == {*SHARED, "feature_loss", *ITEMS[task]}
     assert [s.name for s in trainer.plan.student_levels] == [f"model.{i}" for i in trainer.model.model[-1].f]
     assert moved == dict.fromkeys(trainer.distiller.weights, True)
     (row,) = rows(trainer)
@@ -132,7 +134,6 @@ def test_between_families_what_cannot_be_compared_is_switched_off(family, teache
             "detect",
             {
                 "response_distill": False,
-                "feature_distill": False,
                 "attention_distill": False,
                 "box_distill": False,
                 "dfl_distill": False,
@@ -186,10 +187,11 @@ def test_images_without_objects_are_learned_from(settings_of, tmp_path):
     assert trainer.loss_items["response_loss"] > 0
 
 
-@pytest.mark.parametrize("off", [{"feature_distill": False, "attention_distill": False}, {}])
-def test_balanced_losses_all_count(off, settings_of):
+@pytest.mark.parametrize("maps", [False, True])
+def test_balanced_losses_all_count(maps, settings_of):
     """Boxes, classes and masks have no tensor in common but what the head is given."""
-    trainer = train({**settings_of("segment"), **off, "distill_balance": "auto"}, TRAINERS["segment"])
+    given = {"feature_distill": maps, "attention_distill": maps, "distill_balance": "auto"}
+    trainer = train({**settings_of("segment"), **given}, TRAINERS["segment"])
     factors = {k: float(v) for k, v in rows(trainer)[0].items() if k.endswith("_factor")}
     assert len(factors) == len(trainer.distiller.weights)
     assert all(value > 0 for value in factors.values())
@@ -258,7 +260,7 @@ def with_names(data, names, folder):
 
 
 def test_where_the_teacher_knows_no_class_its_maps_teach(settings_of, tmp_path):
-    settings = settings_of("detect")
+    settings = settings_of("detect", feature_distill=True)
     settings["data"] = with_names(settings["data"], [f"thing {i}" for i in range(10)], tmp_path)
     trainer = train(settings, TRAINERS["detect"])
     assert set(trainer.distiller.weights) == {"feature_loss", "attention_loss"}
@@ -268,7 +270,7 @@ def test_where_the_teacher_knows_no_class_its_maps_teach(settings_of, tmp_path):
 
 def test_the_teacher_is_not_listened_to_where_objects_are_that_it_does_not_know(settings_of, tmp_path):
     """Neither the scores of anchors inside such an object nor of classes unknown to it get a gradient from it."""
-    settings = settings_of("detect", feature_distill=False, attention_distill=False)
+    settings = settings_of("detect", attention_distill=False)
     settings["data"] = with_names(settings["data"], [*"0123", "cow", *"56789"], tmp_path)
     trainer = train({**settings, "distill_beta": 0}, TRAINERS["detect"])
     student, plan = trainer.model.train(), trainer.plan
@@ -297,7 +299,8 @@ def test_the_teacher_is_not_listened_to_where_objects_are_that_it_does_not_know(
 
 def test_a_head_without_anchors_teaches_by_its_maps(settings_of, tmp_path):
     """What was asked for of their heads is refused, what was a default is off."""
-    settings, file = settings_of("detect", fraction=0.34, plots=True), tmp_path / "other.pt"
+    settings = settings_of("detect", fraction=0.34, plots=True, feature_distill=True)
+    file = tmp_path / "other.pt"
     network = RTDETRDetectionModel("rtdetr-resnet50.yaml", nc=10, verbose=False)
     network.names, network.task = {i: str(i) for i in range(10)}, "detect"
     for module in network.modules():
@@ -337,12 +340,16 @@ def test_the_student_teaches_itself(task, family, settings_of):
     assert all(x.isfinite() for x in trainer.loss_items.values())
 
 
-@pytest.mark.parametrize("more", [{"multi_scale": 0.5}, {"rect": True}, {"single_cls": True}, {"freeze": 3}])
-def test_what_else_upstreams_detectors_do(more, settings_of):
+@pytest.mark.parametrize(
+    "more",
+    [{"multi_scale": 0.5}, {"rect": True}, {"single_cls": True}, {"freeze": 3}, {"compile": True, "fraction": 0.34}],
+)
+def test_what_else_upstreams_detectors_do(more, settings_of, monkeypatch):
+    traced = partial(torch.compile, backend="aot_eager")  # inductor takes minutes
+    monkeypatch.setattr(torch, "compile", lambda network, **given: traced(network))
     trainer = train({**settings_of("detect"), **more}, TRAINERS["detect"])
     assert all(x.isfinite() for x in trainer.loss_items.values())
-    expected = {"feature_loss", "attention_loss"} if "single_cls" in more else {*SHARED}
-    assert set(trainer.distiller.weights) == expected
+    assert set(trainer.distiller.weights) == ({"attention_loss"} if "single_cls" in more else {*SHARED})
 
 
 @pytest.mark.parametrize("family", ["11", "26"])

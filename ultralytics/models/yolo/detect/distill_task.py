@@ -84,7 +84,9 @@ class DetectionTask(DistillationTask):
     terms = ("box", "dfl")
     defaults: ClassVar[dict[str, Any]] = {
         "response_method": "bckd",
+        "feature_distill": False,
         "feature_method": {"mse": 0.04},
+        "attention_weight": 1.0,
         "box_distill": True,
         "dfl_distill": True,
     }
