@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> BaseTrainer | None:
     use_distillation = True  # False trains the same student without a teacher
 
     if {"-h", "--help", "help"} & set(arguments):
-        print(__doc__, "Arguments of distillation:", sep="\n")
+        print(__doc__, "Arguments of distillation, with the defaults of classifiers:", sep="\n")
         for f in fields(DistillationArgs):
             print(f"    {f.name}={f.default}: {f.metadata['meaning']}")
         return None

@@ -172,6 +172,10 @@ def test_the_first_error_is_raised():
     [
         ({"distill_alpha": 0}, "has no effect on this run"),
         ({"response_method": "nkd", "temperature": 3}, "'temperature=3' has no effect"),
+        ({"feature_weight": 5, "feature_distill": False}, "'feature_weight=5' has no effect, as 'feature_distill'"),
+        ({"attention_weight": 5, "attention_distill": False}, "Set 'attention_distill=True'"),
+        ({"feature_weight": 5}, None),
+        ({"feature_weight": 0, "feature_distill": False}, None),
         ({"follows": True}, "holds the student to what it knows"),
         ({"follows": True, "distill_alpha": 0.3, "distill_beta": 1}, None),
         ({"temperature": 3}, None),

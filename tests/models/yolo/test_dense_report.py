@@ -33,6 +33,7 @@ def test_the_report_has_the_figures_of_upstreams_validation(task, family, learne
     assert found["networks"]["student"]["map"] == pytest.approx(trainer.metrics[trainer.task.score.column], rel=1e-3)
     assert found["networks"]["teacher"]["map"] < 0.01
     assert found["images"] == 24
+    assert not found["known_to_teacher_only"]
     (row,) = found["classes"]
     assert row["objects"] == sum(
         len(file.read_text().splitlines()) for file in Path(YAML.load(data)["path"]).glob("labels/train/*.txt")

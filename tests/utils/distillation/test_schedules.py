@@ -37,6 +37,14 @@ def test_temperatures(last, schedule, expected):
     assert scheduled_temperature(0, 1, 4, last, schedule) == 4
 
 
+def test_an_epoch_after_the_last_is_the_last():
+    """Upstream shortens a training of limited `time` to what fits, which may be less than it has begun."""
+    assert scheduled_share(3, 2) == 1
+    assert scheduled_share(3, 2, "linear") == scheduled_share(3, 4, "linear") == 0.25
+    assert scheduled_share(3, 2, close=1) == 0
+    assert scheduled_temperature(3, 2, 4, 2, "linear") == scheduled_temperature(3, 1, 4, 2, "linear") == 2
+
+
 def test_balance_measures_smooths_and_waits():
     x = torch.ones(4, requires_grad=True)
 

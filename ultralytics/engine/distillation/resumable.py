@@ -223,7 +223,8 @@ class ResumableTrainer(BaseTrainer):
                     shutil.copyfile(scratch / self.last.name, scratch / file.name)
                     continue
                 ckpt = torch_load(file, map_location="cpu")
-                results = results or ckpt["train_results"]  # those of last.pt
+                if results is None:
+                    results = ckpt["train_results"]  # those of last.pt
                 ckpt.pop(STATE, None)
                 self._strip(ckpt)
                 torch.save(ckpt, scratch / file.name)

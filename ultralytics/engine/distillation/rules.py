@@ -144,6 +144,18 @@ def _temperature_has_no_effect(plan: Plan) -> str | None:
     )
 
 
+def _maps_are_not_compared(plan: Plan) -> str | None:
+    for name, switch in (
+        ("feature_method", "feature_distill"),
+        ("feature_weight", "feature_distill"),
+        ("attention_weight", "attention_distill"),
+    ):
+        value = getattr(plan.args, name)
+        if name in plan.given and value and not getattr(plan.args, switch):
+            return f"'{name}={value}' has no effect, as '{switch}' is False here. Set '{switch}=True' to use it."
+    return None
+
+
 def _teacher_has_no_effect(plan: Plan) -> str | None:
     return None if plan.teaches else "'distill_alpha=0': the teacher has no effect on this run."
 
@@ -159,6 +171,7 @@ def _student_is_held_back(plan: Plan) -> str | None:
 
 NOTABLE: tuple[Callable[[Plan], str | None], ...] = (
     _temperature_has_no_effect,
+    _maps_are_not_compared,
     _teacher_has_no_effect,
     _student_is_held_back,
 )

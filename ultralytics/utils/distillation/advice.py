@@ -98,10 +98,12 @@ def _no_better_than_plain(f: Figures) -> str | None:
     if z > LIKELY:
         return None
     said = "is worse than" if z < -LIKELY else "cannot be told from"
+    maps = (ARGUMENTS[name] for name in ("feature_loss", "attention_loss") if name in f.pull)
+    settings = " or ".join(f"`{name}`" for name in (*maps, "distill_alpha"))
     return (
         f"With {f.score['student']:.1%} {f.words} the distilled student {said} the plain one with "
         f"{f.score['baseline']:.1%}, on {f.images:,} images. Compare several seeds with `python train.py compare`, "
-        f"then change one of `feature_weight`, `distill_alpha` and `response_method`, or train for more `epochs`."
+        f"then change {settings}, or train for more `epochs`."
     )
 
 

@@ -18,7 +18,7 @@ def scheduled_share(epoch: int, epochs: int, schedule: str = "constant", warmup:
 
     Args:
         epoch (int): Epoch, counted from 0.
-        epochs (int): Epochs of the training.
+        epochs (int): Epochs of the training; upstream may shorten one of limited `time` to fewer than it has begun.
         schedule (str): "constant", or "linear" or "cosine" from 1 in the first epoch towards 0 after the last.
         warmup (float): Epochs in which the share rises, to `(epoch + 1) / (warmup + 1)` of what the schedule says.
         close (int): Last epochs, with a share of 0.
@@ -26,6 +26,7 @@ def scheduled_share(epoch: int, epochs: int, schedule: str = "constant", warmup:
     Returns:
         (float): Share, 0 to 1.
     """
+    epochs = max(epochs, epoch + 1)
     if epoch >= epochs - close:
         return 0.0
     return min((epoch + 1) / (warmup + 1), 1.0) * _decay(schedule, epoch / max(epochs - close, 1))
@@ -36,7 +37,7 @@ def scheduled_temperature(epoch: int, epochs: int, first: float, last: float | N
 
     Args:
         epoch (int): Epoch, counted from 0.
-        epochs (int): Epochs of the training.
+        epochs (int): Epochs of the training, as above.
         first (float): Temperature of the first epoch.
         last (float | None): Temperature of the last; None for the first's.
         schedule (str): "cosine" for half a cosine from one to the other, otherwise a line.
@@ -44,6 +45,7 @@ def scheduled_temperature(epoch: int, epochs: int, first: float, last: float | N
     Returns:
         (float): Temperature.
     """
+    epochs = max(epochs, epoch + 1)
     if last is None or epochs < 2:
         return float(first)
     decay = _decay("cosine" if schedule == "cosine" else "linear", epoch / (epochs - 1))

@@ -64,15 +64,15 @@ def test_upstreams_launch_and_what_is_left_of_it_after_a_stop(settings, monkeypa
 
 
 def test_processes_share_a_cache(settings, digits, tmp_path):
-    """Each asks about its share of the images, once; the next run about none, and is the same, also on two hosts.
+    """Each asks about its share of the images, once, also on two hosts; the next run about none, and is the same.
 
-    Those are started as the manual says it: torchrun on each, one folder for both.
+    Hosts are started as the manual says it: torchrun on each, one folder for both.
     """
     (Path(settings["project"]) / "train").mkdir()
     shutil.copytree(digits, tmp_path / "digits", ignore=shutil.ignore_patterns("teacher_cache"))
     settings = {**settings, "data": str(tmp_path / "digits"), "teacher_cache": "disk", "teacher_views": 1}
     runs = []
-    for nodes, processes in ((1, 2), (2, 1)):
+    for nodes, processes in ((2, 1), (1, 2)):
         launch("GlooTrainer", settings, nodes, processes)
         runs.append(reports(settings))
         check(*runs[-1], settings)

@@ -71,7 +71,7 @@ class DetectionTeacher(DenseTeacher):
 
 
 class DetectionTask(DistillationTask):
-    """A detector learns class scores, boxes, their distributions and feature maps of one teacher, anchor by anchor."""
+    """A detector learns class scores, boxes and their distributions of one teacher, anchor by anchor, and its maps."""
 
     name = "detect"
     plain_trainer = DetectionTrainer
