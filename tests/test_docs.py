@@ -115,6 +115,7 @@ def test_evidence_is_what_was_measured():
         ("photos_response", "test summary", "test top-1", 1),
         ("accuracy_digits", "summary", "top-1", 5),
         ("fashion_today", "summary", "top-1", 3),
+        ("fashion_response", "summary", "top-1", 2),
     ],
 )
 def test_what_todays_losses_reach_is_what_was_measured(name, what, words, seeds):
