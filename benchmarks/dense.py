@@ -3,18 +3,20 @@
 
 Usage:
     python benchmarks/dense.py data=path/to/cells.yaml
+    python benchmarks/dense.py data=path/to/cells.yaml fraction=0.25 epochs=100 output=benchmarks/results/dense_few.json
     python benchmarks/dense.py data=path/to/cells.yaml start_epochs=60 output=benchmarks/results/dense_started.json
     python benchmarks/dense.py task=pose seeds=0,1,2 output=benchmarks/results/dense_pose.json
     python benchmarks/dense.py data=... seeds=10,11 variants="plain,distilled,box_distill=False,distill_alpha=0.3"
 
 Arguments, as key=value: the settings here, and any training or distillation argument for the students. Without `data`
 the script composes scenes of scikit-learn's digits, with boxes, masks, turned boxes and points. `teacher` is a `.pt`;
-by default `teacher_model` is trained once, for `teacher_epochs`. With `start_epochs` all students go on from one plain
-student, trained first for so many epochs. A variant is `plain`, `upstream` (Ultralytics' `distill_model`), `distilled`
-(all defaults) or distillation arguments, separated by spaces. Where the dataset has a `test` split, the best epochs are
-measured there too. `fast=True` trains all of them on a CPU as upstream does on GPUs alone, under autocast, in bfloat16,
-and with channels last: twice as fast where the CPU has instructions for it. Steps are timed `repeats` times in turn, 0
-for not at all. Results are written after every run, and an interrupted benchmark goes on where it stopped.
+by default `teacher_model` is trained once, for `teacher_epochs`, on all images also where the students have a
+`fraction` of them. With `start_epochs` all students go on from one plain student, trained first for so many epochs. A
+variant is `plain`, `upstream` (Ultralytics' `distill_model`), `distilled` (all defaults) or distillation arguments,
+separated by spaces. Where the dataset has a `test` split, the best epochs are measured there too. `fast=True` trains
+all of them on a CPU as upstream does on GPUs alone, under autocast, in bfloat16, and with channels last: twice as fast
+where the CPU has instructions for it. Steps are timed `repeats` times in turn, 0 for not at all. Results are written
+after every run, and an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def run(settings: dict[str, Any], given: dict[str, Any]) -> None:
     teacher = settings["teacher"] or train_once(
         trainer_class,
         {
-            **training,
+            **{k: v for k, v in training.items() if k != "fraction"},
             "model": settings["teacher_model"] or f"yolo11s{suffix}.yaml",
             "epochs": settings["teacher_epochs"],
         },

@@ -1,6 +1,7 @@
 """The benchmark of detectors and what is built on them: a real, tiny run on scenes, which goes on where it stopped."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     output = tmp_path / "dense.json"
     line = ["task=obb", f"data={data}", f"output={output}", "imgsz=64", "epochs=1", "batch=8", "device=cpu"]
     line += ["teacher_epochs=1", "start_epochs=1", "seeds=0", "repeats=1", "variants=plain,upstream,box_weight=0.5"]
-    line += ["fast=True"]
+    line += ["fast=True", "fraction=0.5"]
     dense.main(line)
     report = json.loads(output.read_text())
     assert report["test"].keys() == report["map"].keys() == {"plain", "upstream", "box_weight=0.5"}
@@ -65,6 +66,9 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     (start,) = folder.glob("start-*/weights/best.pt")
     assert {x["model"] for x in arguments.values()} == {str(start)}
     assert "teacher" not in arguments["upstream_0"]
+    teacher_run = Path(arguments["upstream_0"]["distill_model"]).parents[1]
+    assert YAML.load(teacher_run / "args.yaml")["fraction"] == 1.0  # it has learned from all images
+    assert {x["fraction"] for x in arguments.values()} == {0.5}
     assert arguments["upstream_0"]["distill_model"] == arguments["box_weight_0.5_0"]["teacher"]
     assert arguments["plain_0"].get("distill_model") is None
     assert arguments["box_weight_0.5_0"]["box_weight"] == 0.5
