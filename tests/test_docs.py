@@ -116,6 +116,8 @@ def test_evidence_is_what_was_measured():
         ("accuracy_digits", "summary", "top-1", 5),
         ("fashion_today", "summary", "top-1", 3),
         ("fashion_response", "summary", "top-1", 2),
+        ("dense_few", "summary", "mAP50-95", 5),
+        ("dense_few", "test summary", "test mAP50-95", 5),
     ],
 )
 def test_what_todays_losses_reach_is_what_was_measured(name, what, words, seeds):
