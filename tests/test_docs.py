@@ -136,6 +136,13 @@ def test_the_cost_of_a_step_is_what_was_measured():
                 assert " | ".join(show(row[key][what]) for row in results) in text, f"{name}: {what}"
 
 
+def test_the_cost_of_a_detectors_step_is_what_was_measured():
+    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    show = load_benchmark("common").show
+    for name, ratio in json.loads((ROOT / "benchmarks/results/dense_few.json").read_text())["cost"]["ratios"].items():
+        assert f"| {name} | {show(ratio)} |" in text
+
+
 def test_links_lead_somewhere():
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
