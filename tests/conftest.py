@@ -113,16 +113,13 @@ def learned(place, prepared, tmp_path_factory):
             YAML.save(data, {**content, "path": str(scenes), "val": "images/train", "names": {0: "digit"}})
         with FileLock(place / f"{folder.name}.lock"):
             if not folder.exists():
-                given = {
-                    **SETTINGS,
-                    **STILL,
-                    "epochs": 25,
-                    "warmup_epochs": 0,
-                    "lr0": 0.003,
-                    "val": False,
+                given = {**SETTINGS, **STILL, "epochs": 25, "warmup_epochs": 0, "lr0": 0.003, "val": False}
+                given |= {
                     "save": False,
+                    "model": f"yolo{family}n{SUFFIXES[task]}.yaml",
+                    "data": str(data),
+                    "name": folder.name,
                 }
-                given |= {"model": f"yolo{family}n{SUFFIXES[task]}.yaml", "data": str(data), "name": folder.name}
                 train({**given, "project": str(place)}, TRAINERS[task].task.plain_trainer)
         return str(data), folder / "weights" / "best.pt"
 

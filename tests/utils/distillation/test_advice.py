@@ -54,6 +54,14 @@ CASES = {
         {"right": {**without("student"), "student": right(0.801)}},
         ["cannot be told", "80.1%", "80.0%", "1,000 images", "`epochs`"],
     ),
+    "what can be changed then": (
+        {"right": {**without("student"), "student": right(0.801)}, "pull": {"loss": 0.4, "attention_loss": 0.6}},
+        ["then change `attention_weight` or `distill_alpha`, or"],
+    ),
+    "what can be changed always": (
+        {"right": {**without("student"), "student": right(0.801)}},
+        ["then change `distill_alpha`, or"],
+    ),
     "student worse than plain": ({"right": {**without("student"), "student": right(0.7)}}, ["is worse than", "70.0%"]),
     "a class worse than plain": (
         {"right": {**without("student"), "student": (right(0.98)) & ((LABELS != 2) | right(0.5))}},

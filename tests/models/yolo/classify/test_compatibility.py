@@ -3,13 +3,12 @@
 import math
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import DISTILLATION_LOSSES, rows, same, train, weights
+from helpers import DISTILLATION_LOSSES, compile_by_tracing, rows, same, train, weights
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import torch_utils
@@ -123,8 +122,7 @@ def test_works(row, overrides, teacher, tmp_path, monkeypatch):
     if "quantize" in row:
         pytest.importorskip("modelopt")
     if "compile" in row:  # what its C++ compiler makes of a network is tests/nn/distillation/test_teacher.py's
-        traced = partial(torch.compile, backend="aot_eager")
-        monkeypatch.setattr(torch, "compile", lambda network, **given: traced(network))
+        compile_by_tracing(monkeypatch)
     settings = {"fraction": 0.2, **overrides, **read(row, teacher)}
     if "pretrained" in row:  # of the student's own architecture
         settings["pretrained"] = str(train({**overrides, "fraction": 0.2, "project": str(tmp_path)}).best)
