@@ -103,7 +103,9 @@ def main(arguments: list[str]) -> BaseTrainer | None:
         compare(find_trainer(settings), settings)
         return None
     if command == "probe":
-        trainer = DistillationClassificationTrainer(overrides={"name": "probe", **settings, "teacher_probe": True})
+        unused = {"feature_distill": False, "attention_distill": False}  # no student learns here
+        own = {"name": "probe", **settings, **unused, "teacher_probe": True}
+        trainer = DistillationClassificationTrainer(overrides=own)
         LOGGER.info(f"To be given as 'teacher={trainer.probe()}'")
         return None
     return train_with_distillation(settings) if use_distillation else train_normal(settings)

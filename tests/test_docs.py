@@ -10,8 +10,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import helpers
 import pytest
-from helpers import TRAINING, Stopped, load_benchmark, stop_after, train
+from helpers import ROOT, TRAINING, Stopped, load_benchmark, stop_after, train
 from teachers import onnx, timm_safetensors
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
@@ -24,8 +25,7 @@ from distill_train_example import main as example_script
 from distill_train_example import write_scenes
 from train import main as train_script
 
-ROOT = Path(__file__).resolve().parents[1]
-MANUALS = ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"]
+MANUALS = list(helpers.MANUALS)
 DOCUMENTS = ["README.md", *MANUALS, "CONTRIBUTING.md", "benchmarks/README.md"]
 CI = (ROOT / ".ci/run").read_text() + (ROOT / "Makefile").read_text()
 

@@ -7,12 +7,17 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from helpers import TRAINING
+from safetensors.torch import save_file
+from teachers import seen
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.classifier import ClassificationTeacher
+from ultralytics.utils import LOGGER
 
 import train
 
@@ -42,6 +47,22 @@ def test_trains_without_a_teacher(overrides):
     trainer = train.main(["use_distillation=False", *line({**overrides, "fraction": 0.2})])
     assert type(trainer) is ClassificationTrainer
     assert trainer.loss_names == ("loss",)
+
+
+def test_fits_a_teacher_a_head(overrides, tmp_path):
+    """Whatever its maps, as no student learns here; and says what to give to a run that does."""
+    network = seen(timm.create_model("resnet18", num_classes=0))
+    save_file(network.state_dict(), tmp_path / "backbone.safetensors")
+    given = {"teacher": f"timm:resnet18@{tmp_path / 'backbone.safetensors'}", "imgsz": 40, "data": overrides["data"]}
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LOGGER, "info", said.append)
+        train.main(["probe", *line({**given, "project": overrides["project"], "device": "cpu"})])
+    (file,) = Path(overrides["project"]).glob("probe/weights/probe-*.pt")
+    assert said[-1] == f"To be given as 'teacher={file}'"
+    assert any("of 50 validation images correctly" in text for text in said)
+    assert ClassificationTeacher(str(file)).names == [str(c) for c in range(10)]
+    assert not (file.parent / "last.pt").exists()
 
 
 def test_resumes(overrides):

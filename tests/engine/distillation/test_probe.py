@@ -1,5 +1,6 @@
 """Heads that a run fits its teacher: real trainings whose teacher knew other classes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import teachers
 import torch
 from helpers import Stopped, rows, same, stop_after, train, weights, write_digits
+from PIL import Image
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.data.distillation.wrapped import WrappedDataset
 from ultralytics.engine.distillation import probe
+from ultralytics.engine.distillation.answers import fingerprint
+from ultralytics.engine.distillation.run_files import locked
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, YAML
 
@@ -118,6 +122,34 @@ def test_a_killed_run_is_resumed_bit_for_bit_and_its_head_is_fitted_once(setting
     assert resumed.args.teacher == str(head_of(resumed.save_dir))
 
 
+def test_a_run_that_was_moved_or_is_given_its_teacher_again_goes_on(settings, fits, teacher, tmp_path):
+    """With the head that lies beside its last.pt; and not with another teacher."""
+    whole = train({**settings, "project": str(tmp_path / "whole"), "fraction": 0.3})
+    with pytest.raises(Stopped):
+        train({**settings, "fraction": 0.3}, on_fit_epoch_end=stop_after(0))
+    (last,) = Path(settings["project"]).glob("*/weights/last.pt")
+    moved = Path(shutil.copytree(last.parents[1], tmp_path / "moved")) / "weights" / "last.pt"
+    again = train({"resume": str(last), "teacher": str(teacher)})
+    assert same(weights(again.last), weights(whole.last))
+    shutil.rmtree(last.parents[1])
+    assert DistillationClassificationTrainer(overrides={"resume": str(moved)}).args.teacher == str(
+        head_of(tmp_path / "moved")
+    )
+    assert len(fits) == 2
+    other = tmp_path / "other.pt"
+    network = torch.load(teacher, weights_only=False)
+    network["model"].model[0].conv.weight.data *= 1.5
+    torch.save(network, other)
+    with pytest.raises(ValueError, match="the training images or the teacher are others"):
+        train({"resume": str(moved), "teacher": str(other)})
+
+
+def test_two_that_fit_heads_in_one_folder_are_kept_apart(settings):
+    first = DistillationClassificationTrainer(overrides=settings)
+    with locked(first.save_dir), pytest.raises(RuntimeError, match="Another run"):
+        first.probe()
+
+
 def test_a_resumed_run_fits_nothing(settings, fits):
     """Without its head there is another teacher."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -149,6 +181,19 @@ def test_networks_of_the_same_weights_get_a_head_each(settings, fits):
     assert len(fits) == 2
 
 
+def test_the_key_is_the_same_whatever_rounds():
+    """Also of features that end in a normalization, whose mean is nothing but rounding."""
+    x = torch.nn.functional.layer_norm(torch.rand(2, 64), (64,))
+    assert fingerprint(x) == fingerprint(x + 1e-8) == fingerprint(x - 1e-8)
+    assert fingerprint(x) != fingerprint(x + 0.1)
+    assert fingerprint(torch.zeros(3)) == fingerprint(-torch.zeros(3))
+
+
+def another_image(data):
+    file = next(data.glob("train/digit 3/*"))
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+
+
 @pytest.mark.parametrize(
     ("change", "fitted"),
     [
@@ -156,13 +201,25 @@ def test_networks_of_the_same_weights_get_a_head_each(settings, fits):
         ({"epochs": 2, "temperature": 2.0}, False),
         ({"imgsz": 64}, True),
         ({"auto_augment": "augmix"}, True),
+        ({"teacher_mean": 0.5}, True),
+        ({"fraction": 0.5}, True),
+        (another_image, True),
+        (lambda data: next(data.glob("train/digit 3/*")).unlink(), True),
+        (lambda data: [x.rename(x.with_name("digit 3b")) for x in data.glob("*/digit 3")], True),
     ],
-    ids=["same", "of no matter", "another size", "other views"],
+    ids=[
+        *("same", "of no matter", "another size", "other views", "another mean", "fewer images"),
+        *("another image", "an image less", "another class"),
+    ],
 )
-def test_a_later_run_takes_it_from_an_earlier_one(change, fitted, settings, fits, said):
+def test_a_later_run_takes_it_from_an_earlier_one(change, fitted, settings, fits, said, tmp_path):
     """On the same images of the same teacher."""
+    settings["data"] = str(shutil.copytree(settings["data"], tmp_path / "own"))
     first = DistillationClassificationTrainer(overrides=settings)
     first.fit_heads()
+    if callable(change):
+        change(tmp_path / "own")
+        change = {}
     second = DistillationClassificationTrainer(overrides={**settings, **change})
     second.fit_heads()
     assert len(fits) == 1 + fitted
@@ -170,7 +227,7 @@ def test_a_later_run_takes_it_from_an_earlier_one(change, fitted, settings, fits
     assert second.args.teacher == str(head_of(second.save_dir)) != first.args.teacher
     a, b = (x.plan.teacher.members[0] for x in (first, second))
     images = torch.rand(2, 3, 32, 32)
-    assert torch.equal(a(images)[0], b(images)[0]) == (not fitted)
+    assert (a.names == b.names and torch.equal(a(images)[0], b(images)[0])) == (not fitted)
 
 
 def test_a_damaged_head_is_fitted_anew(settings, fits):
@@ -184,12 +241,13 @@ def test_a_damaged_head_is_fitted_anew(settings, fits):
     assert head_of(second.save_dir).exists()
 
 
-def test_a_fitted_teacher_keeps_its_head_for_its_classes_and_gets_another_for_others(settings, fits, digits):
+def test_a_fitted_teacher_keeps_its_head_for_its_classes_and_gets_another_for_others(settings, fits, said, digits):
     first = DistillationClassificationTrainer(overrides=settings)
     file = first.probe()
     same_classes = DistillationClassificationTrainer(overrides={**settings, "teacher": file})
     same_classes.fit_heads()
     assert (len(fits), same_classes.args.teacher) == (1, file)
+    assert any("has a head for these classes already" in line for line in said)
     other_classes = DistillationClassificationTrainer(overrides={**settings, "teacher": file, "data": str(digits)})
     other_classes.fit_heads()
     assert len(fits) == 2
@@ -256,6 +314,7 @@ def emptied(folder):
     data = write_digits(folder / "two", names=["a", "b"])
     for file in (data / "train" / "b").iterdir():
         file.unlink()
+    (data / "train" / "b" / ".DS_Store").touch()
     return data
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Stopped, compile_by_tracing, rows, same, stop_after, train, weights
+from helpers import Stopped, rows, same, stop_after, train, weights
 from scenes import TASKS
 from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
@@ -344,23 +344,6 @@ def test_the_student_teaches_itself(task, family, settings_of):
     own = {"dfl_distill_loss"} if family == "26" else set()
     assert set(trainer.distiller.weights) == {*SHARED, *ITEMS[task]} - own
     assert all(x.isfinite() for x in trainer.loss_items.values())
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"multi_scale": 0.5},
-        {"rect": True},
-        {"single_cls": True},
-        {"freeze": 3},
-        pytest.param({"compile": True, "fraction": 0.34}, marks=pytest.mark.slow),
-    ],
-)
-def test_what_else_upstreams_detectors_do(more, settings_of, monkeypatch):
-    compile_by_tracing(monkeypatch)
-    trainer = train({**settings_of("detect"), **more}, TRAINERS["detect"])
-    assert all(x.isfinite() for x in trainer.loss_items.values())
-    assert set(trainer.distiller.weights) == ({"attention_loss"} if "single_cls" in more else {*SHARED})
 
 
 @pytest.mark.parametrize("family", ["11", "26"])

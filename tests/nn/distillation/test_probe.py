@@ -120,13 +120,19 @@ def stem(*head):
         (lambda: stem(nn.Linear(8, 6)), "3", 8),
         (lambda: stem(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), "5", 8),  # two of one shape
         (lambda: stem(nn.Linear(8, 6), nn.Softmax(1)), "3", 8),
+        (lambda: stem(nn.Linear(8, 6), nn.LogSoftmax(1)), "3", 8),
         (lambda: stem(nn.Linear(8, 6), nn.LayerNorm(6)), "", 6),
         (Averaged, "", 4),
         (stem, "", 8),
         (lambda: Answers(lambda x: x[:, :, ::4, ::4]), "", 3),
+        (lambda: Answers(lambda x: x.permute(0, 2, 3, 1)), "", 3),
+        (lambda: Answers(lambda x: [x, x.repeat(1, 2, 1, 1)[:, :, ::2, ::2]]), "", 6),
         (lambda: Answers(lambda x: (x.flatten(2).transpose(1, 2), None)), "", 3),
     ],
-    ids=["linear", "two", "softmax", "norm", "averaged", "features", "maps", "tokens in a tuple"],
+    ids=[
+        *("linear", "two", "softmax", "logarithms", "norm", "averaged", "features"),
+        *("maps", "maps with channels last", "maps of two levels", "tokens in a tuple"),
+    ],
 )
 def test_the_head_takes_the_place_of_what_makes_the_answer(network, name, features):
     network = network().eval()
@@ -138,7 +144,7 @@ def test_the_head_takes_the_place_of_what_makes_the_answer(network, name, featur
     assert isinstance(put, ProbedNetwork) == (not name)
     assert all(not module._forward_hooks for module in put.modules())
     linear = put.get_submodule(name or "head")
-    assert not put(x).any() or isinstance(network[-1], nn.Softmax)
+    assert not put(x).any() or isinstance(network[-1], (nn.Softmax, nn.LogSoftmax))
     nn.init.normal_(linear.weight)
     seen = []
     linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -146,6 +152,12 @@ def test_the_head_takes_the_place_of_what_makes_the_answer(network, name, featur
     assert answer.shape == (2, 11)
     if not name:
         torch.testing.assert_close(seen[0], pooled(network(x)))
+
+
+def test_maps_are_averaged_over_positions_in_either_format():
+    maps = torch.rand(2, 5, 4, 4)
+    for answer in (maps, maps.permute(0, 2, 3, 1), [torch.rand(2, 3, 8, 8), maps], (maps.mean((2, 3)), maps)):
+        torch.testing.assert_close(pooled(answer), maps.mean((2, 3)))
 
 
 @pytest.mark.parametrize("answer", [{"boxes": 1}, torch.zeros(3), []], ids=["dict", "vector", "nothing"])

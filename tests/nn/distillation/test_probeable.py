@@ -11,6 +11,7 @@ from ultralytics.nn.distillation.classifier import ClassificationTeacher
 from ultralytics.nn.distillation.sources import hash_file
 from ultralytics.nn.distillation.sources.probed import PROBE, Head, read_head
 from ultralytics.nn.tasks import ClassificationModel
+from ultralytics.utils import LOGGER
 
 CLASSES = ["cat", "dog", "cow"]
 
@@ -28,14 +29,34 @@ class Backbone(nn.Module):
 
 def squeezenet(folder, teacher):
     """Its head is a convolution, so it is taken for features as a whole."""
-    torch.save(torchvision.models.squeezenet1_1(num_classes=1000).state_dict(), folder / "w.pth")
+    torch.save(torchvision.models.squeezenet1_1(num_classes=40).state_dict(), folder / "w.pth")
     return f"torchvision:squeezenet1_1@{folder / 'w.pth'}"
+
+
+def two_heads(folder, teacher):
+    """Neither makes the answer, which is their mean."""
+    network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7, img_size=64)
+    torch.save(network.state_dict(), folder / "w.pth")
+    return {"teacher": f"timm:deit_tiny_distilled_patch16_224@{folder / 'w.pth'}", "teacher_imgsz": 64}
+
+
+def torchvision_headless(folder, teacher):
+    """As self-supervised weights are published."""
+    state = teachers.seen(torchvision.models.resnet18()).state_dict()
+    torch.save({k: v for k, v in state.items() if not k.startswith("fc.")}, folder / "w.pth")
+    return f"torchvision:resnet18@{folder / 'w.pth'}"
+
+
+def timm_headless(folder, teacher):
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64)
+    torch.save(network.state_dict(), folder / "w.pth")
+    return {"teacher": f"timm:vit_tiny_patch16_224@{folder / 'w.pth'}", "teacher_imgsz": 64}
 
 
 def fitted(source, folder, name="probe.pt", imgsz=64):
     """Return a teacher with a head of random weights, as it becomes."""
     given = source if isinstance(source, dict) else {"teacher": source}
-    own = ClassificationTeacher(given["teacher"], imgsz=given.get("teacher_imgsz"), fused=False)
+    own = ClassificationTeacher(given["teacher"], imgsz=given.get("teacher_imgsz"), grows_head=True)
     own.grow_head(CLASSES, imgsz, 3)
     assert own.waits_for_head
     own.vet(imgsz, 3)
@@ -52,7 +73,7 @@ def fitted(source, folder, name="probe.pt", imgsz=64):
     "source",
     [
         *(teachers.ultralytics, teachers.torchvision_file, teachers.timm_safetensors),
-        *(teachers.timm_convnext, teachers.timm_vit, squeezenet),
+        *(teachers.timm_convnext, teachers.timm_vit, squeezenet, two_heads, torchvision_headless, timm_headless),
     ],
     ids=lambda f: f.__name__,
 )
@@ -77,6 +98,21 @@ def test_the_file_is_the_teacher(source, teacher, tmp_path):
     assert "fitted head" in own.title
 
 
+def test_weights_without_a_head_are_only_for_who_gets_one(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"no part of a teacher is initialised at random: it lacks fc\.weight, fc\.bias"
+    ):
+        ClassificationTeacher(torchvision_headless(tmp_path, None))
+
+
+@pytest.mark.parametrize(("source", "warned"), [(squeezenet, "40 answers"), (teachers.torchvision_file, None)])
+def test_that_nothing_but_class_scores_is_seen_is_warned_of(source, warned, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
+    fitted(source(tmp_path, None), tmp_path)
+    assert [warned in text for text in said] == ([True] if warned else [])
+
+
 def test_ultralytics_opens_it_as_its_own(teacher, tmp_path):
     own = fitted(str(teacher), tmp_path)
     model = YOLO(tmp_path / "probe.pt")
@@ -90,9 +126,9 @@ def test_ultralytics_opens_it_as_its_own(teacher, tmp_path):
 def test_a_network_in_python_has_to_be_given_again(tmp_path):
     network = teachers.seen(Backbone())
     own = fitted(network, tmp_path)
-    with pytest.raises(TypeError, match=r"given in Python.*'teacher=network' with 'teacher_probe=True'"):
+    with pytest.raises(TypeError, match=r"no library builds.*'teacher=network' with 'teacher_probe=True'"):
         ClassificationTeacher(str(tmp_path / "probe.pt"))
-    again = ClassificationTeacher(network, fused=False)
+    again = ClassificationTeacher(network, grows_head=True)
     again.grow_head(CLASSES, 64, 3)
     again.wear_head(read_head(own.source))
     images = torch.rand(2, 3, 64, 64)
@@ -114,20 +150,20 @@ def test_a_fitted_teacher_can_be_fitted_for_other_classes(source, teacher, tmp_p
 
 def test_a_timm_network_that_timm_would_not_build_alike(tmp_path):
     """The library's name opens what was built by it with its own arguments, and nothing else."""
-    for given, opens in (({}, True), ({"act_layer": nn.Hardswish}, False)):
-        fitted(teachers.seen(timm.create_model("resnet18", num_classes=7, **given)), tmp_path)
+    for given, opens in (({}, True), ({"num_classes": 0}, True), ({"act_layer": nn.Hardswish}, False)):
+        fitted(teachers.seen(timm.create_model("resnet18", **{"num_classes": 7, **given})), tmp_path)
         if opens:
             assert ClassificationTeacher(str(tmp_path / "probe.pt")).names == CLASSES
         else:
-            with pytest.raises(TypeError, match="given in Python"):
+            with pytest.raises(TypeError, match="no library builds"):
                 ClassificationTeacher(str(tmp_path / "probe.pt"))
 
 
 def test_a_head_of_something_else_is_refused(teacher, tmp_path):
     own = fitted(str(teacher), tmp_path)
-    other = ClassificationTeacher(str(teacher), fused=False)
+    other = ClassificationTeacher(str(teacher), grows_head=True)
     other.grow_head(["a", "b"], 64, 3)
-    network = ClassificationTeacher(teachers.seen(Backbone()), fused=False)
+    network = ClassificationTeacher(teachers.seen(Backbone()), grows_head=True)
     network.grow_head(CLASSES, 64, 3)
     for unlike in (other, network):
         with pytest.raises(ValueError, match="does not fit"):
@@ -148,18 +184,20 @@ def test_a_head_of_something_else_is_refused(teacher, tmp_path):
         lambda known: known.update(weight=known["weight"][:, :7].clone()),
         lambda known: known.update(std=[float("nan")]),
         lambda known: known.update(side=1 << 20),
+        lambda known: known.update(classes=1 << 30),
+        lambda known: known.update(without=["layer5"]),
         lambda known: known.update(names="http://127.0.0.1:9/names.yaml"),
         lambda known: known.update(network="timm:resnet19"),
         lambda known: known.pop("layer"),
     ],
-    ids=["backbone", "std", "imgsz", "features", "nan", "side", "names", "network", "layer"],
+    ids=["backbone", "std", "imgsz", "features", "nan", "side", "classes", "without", "names", "network", "layer"],
 )
 def test_a_damaged_file_is_refused(spoil, teacher, tmp_path):
     fitted(teachers.timm_safetensors(tmp_path, teacher), tmp_path)
     content = torch.load(tmp_path / "probe.pt", weights_only=True)
     spoil(content[PROBE])
     torch.save(content, tmp_path / "probe.pt")
-    with pytest.raises(TypeError, match=r"damaged|does not fit|given in Python"):
+    with pytest.raises(TypeError, match=r"damaged|does not fit|no library builds"):
         ClassificationTeacher(str(tmp_path / "probe.pt"))
 
 
@@ -173,10 +211,10 @@ def test_a_file_cannot_ask_a_library_for_more_than_its_network(teacher, tmp_path
     build = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append(options) or build(name))
     ClassificationTeacher(str(tmp_path / "probe.pt"))
-    assert asked == [{"aux_logits": True}]
+    assert asked == [{"aux_logits": True, "num_classes": 10}]
 
 
 def test_an_exported_file_has_no_features(teacher, tmp_path):
-    own = ClassificationTeacher(teachers.onnx(tmp_path, teacher), fused=False)
+    own = ClassificationTeacher(teachers.onnx(tmp_path, teacher), grows_head=True)
     with pytest.raises(ValueError, match=r"'teacher_probe=True' needs the features.*checkpoint that it was exported"):
         own.grow_head(CLASSES, 32, 3)

@@ -222,7 +222,7 @@ class DistillationArgs:
                 "mean": as_list(self.teacher_mean) or None,
                 "std": as_list(self.teacher_std) or None,
                 "trusted": self.teacher_trusted,
-                "fused": not self.teacher_probe,
+                "grows_head": self.teacher_probe,
             }
             for source, name, size in zip(self.teachers, names, sizes, strict=True)
         ]

@@ -67,7 +67,8 @@ class ReadableDataset(WrappedDataset):
                 copy.unlink()
                 return self[i]
             raise OSError(
-                f"'{file}' cannot be read as an image. Save it anew, or remove it, and go on with 'resume'."
+                f"'{file}' cannot be read as an image. Save it anew, or remove it, and start again, or go on with "
+                f"'resume' where an epoch has ended."
             ) from e
 
 

@@ -126,8 +126,10 @@ def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -
 
 
 def fingerprint(x: Tensor) -> list[str]:
-    """Return what tells two answers apart, but for rounding."""
-    return [f"{value:.2e}" for value in (x.float().norm(), x.float().mean())]
+    """Return what tells two answers apart, but for rounding: also where their mean is 0."""
+    norm = float(x.float().norm())
+    mean = float(x.float().mean()) * x.numel() ** 0.5 / max(norm, 1e-12)  # of those scaled to a mean square of 1
+    return [f"{norm:.2e}", f"{round(mean, 3) + 0.0}"]
 
 
 def _compresses(plan: Plan) -> bool:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
-from ultralytics.cfg.distillation import DistillationArgs, as_list
+from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log
 from ultralytics.engine.distillation.report.baseline import check_baseline
 from ultralytics.engine.distillation.rules import ARGUMENTS, DATASET, NOTABLE, RESUMED, TEACHER, refuse
@@ -38,10 +39,15 @@ def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str
     if ignored := [k for k, v in given.items() if k not in RESUMED and v != stored.get(k)]:
         LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
     again = {k: v for k, v in given.items() if k in RESUMED and v is not None}
-    if stored.get("teacher_probe") and not all(isinstance(x, str) for x in as_list(again.get("teacher"))):
-        # What was recorded is the hash of the file with the head, which a network in Python is yet to get
-        again.setdefault("teacher_hash", None)
-    return {**stored, **again}
+    weights, teacher = Path(training.resume).parent, stored.get("teacher")
+    moved = [_moved(x, weights) for x in teacher] if isinstance(teacher, list) else _moved(teacher, weights)
+    return {**stored, "teacher": moved, **again}
+
+
+def _moved(teacher: Any, weights: Path) -> Any:
+    """Return a teacher that was kept with a run, where the run's weights lie now."""
+    own = weights / Path(str(teacher)).name
+    return str(own) if own.is_file() and not Path(str(teacher)).exists() else teacher
 
 
 def make_plan(

@@ -120,7 +120,12 @@ DATASET: tuple[Refusal, ...] = (_cache_cannot_be_written,)
 
 def _content_is_another(plan: Plan) -> Exception | None:
     found, expected = plan.teacher.content_hash, plan.args.teacher_hash
-    if found is None or expected is None or [x.lower() for x in as_list(expected)] == as_list(found):
+    if found is None or expected is None:
+        return None
+    # A run that fits heads has recorded what its teachers became: one without its head is told by its head's name
+    known = [not member.backbone and plan.resumed and plan.args.teacher_probe for member in plan.teacher.members]
+    hashes = as_list(found), [x.lower() for x in as_list(expected)]
+    if len(hashes[1]) == len(known) and all(k or a == b for k, a, b in zip(known, *hashes, strict=True)):
         return None
     asked = "the run began with" if plan.resumed else "was asked for"
     return ValueError(

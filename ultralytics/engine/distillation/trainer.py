@@ -25,7 +25,7 @@ from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log, t
 from ultralytics.engine.distillation.planner import make_plan, resumed_arguments
 from ultralytics.engine.distillation.probe import VIEWS, probe_teachers
 from ultralytics.engine.distillation.report.page import remove_report, write_report
-from ultralytics.engine.distillation.run_files import sweep, whole_files
+from ultralytics.engine.distillation.run_files import locked, sweep, whole_files
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.engine.trainer import BaseTrainer
@@ -210,7 +210,8 @@ class DistillationTrainer(GuardedTrainer):
 
     def probe(self) -> str | list[str]:
         """Fit the teacher its head, measure it on validation images, and return its file, without any training."""
-        self.fit_heads()
+        with locked(self.save_dir):
+            self.fit_heads()
         folder = self.data[self.args.split]
         dataset = self.task.wrap_dataset(super().build_dataset(folder, "val"), self.plan, folder, training=False)
         self.plan.teacher.to(self.device)

@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.distillation.taps import is_channels_last
 
 __all__ = ("STRENGTHS", "FittedHead", "ProbedNetwork", "find_head", "fit_head", "put_head")
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 1))  # of which one is chosen: scikit-learn's C, small is strongly regular
 FOLDS = 3
 MOST_STEPS = 500  # of the solver
+ANSWERS = (
+    torch.clone,
+    partial(torch.softmax, dim=1),
+    partial(torch.log_softmax, dim=1),
+)  # that networks make of logits
 UNSEEN = 10.0  # by how much a class without images is less likely than any other, in logits
 
 
@@ -50,15 +57,22 @@ class ProbedNetwork(nn.Module):
 
 
 def pooled(answer: Any) -> Tensor:
-    """Return features of shape (B, d): a network's answer, or its first part, averaged over positions or tokens.
+    """Return features of shape (B, d): a network's answer, averaged over positions or tokens.
+
+    Of several parts it is the first, of several maps the last, which has seen most.
 
     Raises:
         TypeError: If it is no tensor of 2 to 4 dimensions.
     """
-    answer = answer[0] if isinstance(answer, (tuple, list)) and answer else getattr(answer, "logits", answer)
+    if isinstance(answer, (tuple, list)) and answer:
+        maps = all(isinstance(part, Tensor) and part.ndim == 4 for part in answer)
+        answer = answer[-1 if maps else 0]
+    answer = getattr(answer, "logits", answer)
     if not isinstance(answer, Tensor) or not 2 <= answer.ndim <= 4:
         raise TypeError(f"an answer of type {type(answer).__name__} holds no features")
-    return answer.mean({2: (), 3: (1,), 4: (2, 3)}[answer.ndim]) if answer.ndim > 2 else answer
+    if answer.ndim == 4 and is_channels_last(answer.shape):
+        answer = answer.flatten(1, 2)
+    return answer.mean({3: (1,), 4: (2, 3)}[answer.ndim]) if answer.ndim > 2 else answer
 
 
 def find_head(network: nn.Module, ask: Callable[[], Any]) -> tuple[str, int]:
@@ -88,7 +102,7 @@ def find_head(network: nn.Module, ask: Callable[[], Any]) -> tuple[str, int]:
             handle.remove()
     for name, output in reversed(seen.items()):
         is_like = isinstance(answer, Tensor) and output.ndim == 2 and output.shape == answer.shape
-        if is_like and (torch.equal(output, answer) or torch.allclose(output.softmax(1), answer)):
+        if is_like and any(torch.allclose(said(output), answer) for said in ANSWERS):
             return name, network.get_submodule(name).in_features
     return "", pooled(answer).shape[1]
 
@@ -142,7 +156,10 @@ def fit_head(
         return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MOST_STEPS))
 
     if len(np.unique(labels)) < 2:
-        raise ValueError("A head tells classes apart, but only one has training images.")
+        raise ValueError(
+            "A head tells classes apart, but only one has training images that are used. Give more of them, e.g. with "
+            "another 'fraction'."
+        )
     features = np.asarray(features, np.float64)
     folds = _folds(labels, images)
     strength, accuracy, least = STRENGTHS[len(STRENGTHS) // 2], None, np.inf

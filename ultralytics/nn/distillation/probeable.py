@@ -12,8 +12,11 @@ from ultralytics.nn.distillation.probe import ProbedNetwork, find_head, put_head
 from ultralytics.nn.distillation.sources import Source
 from ultralytics.nn.distillation.sources.probed import Head, save_probed
 from ultralytics.nn.distillation.teacher import Teacher
+from ultralytics.utils import LOGGER
 
 __all__ = ("ProbeableTeacher",)
+
+FEW = 32  # features; networks for images have hundreds
 
 
 class ProbeableTeacher(Teacher):
@@ -42,12 +45,19 @@ class ProbeableTeacher(Teacher):
                 f"'teacher_probe=True' needs the features inside the teacher, but 'teacher={self.source}' is an "
                 f"exported file, which gives answers only. Give the checkpoint that it was exported from."
             )
+        known = len(self.names or ()), getattr(self.model, "num_classes", None)
         if isinstance(self.model, ProbedNetwork):  # fitted for other classes before
-            self.model = self.model.network
+            self.model, known = self.model.network, ()
         try:
             self.layer, features = find_head(self.model, lambda: self.first_answer(imgsz, channels))
         except TypeError as e:
             raise ValueError(f"'teacher={self.source}' has no features for 'teacher_probe=True': {e}.") from e
+        if not self.layer and (features < FEW or features in known):
+            LOGGER.warning(
+                f"'teacher={self.source}' shows a head no more than its {features} answers, as no linear layer makes "
+                f"them, so the head may know little. Give the network without its head, e.g. one of timm with "
+                f"'num_classes=0'."
+            )
         self.model = put_head(self.model, self.layer, features, len(names))
         self.names, self.waits_for_head = list(names), True
 
@@ -87,7 +97,7 @@ class ProbeableTeacher(Teacher):
         save_probed(file, source, head)
         images = torch.rand(2, self.channels or 3, self._side, self._side, generator=torch.Generator().manual_seed(0))
         try:
-            again = type(self)(str(file), trusted=self.trusted, fused=False)
+            again = type(self)(str(file), trusted=self.trusted, grows_head=True)
             same = torch.allclose(again(images)[0], self(images)[0], rtol=1e-2, atol=1e-3)
         except TypeError:
             same = False

@@ -146,13 +146,19 @@ def find_levels(model: nn.Module, imgsz: int, channels: int = 3) -> dict[str, Fe
     return {name: level for name, level in levels.items() if runs[name] == 1}
 
 
+def is_channels_last(shape: Sequence[int]) -> bool:
+    """Tell whether maps of square images are of shape (B, h, w, c) instead of (B, c, h, w)."""
+    _, rows, columns, last = shape
+    return rows == columns != last
+
+
 def _map_shape(output: Any, sides: set[int]) -> tuple[int, int, int] | None:
     """Return (c, h, w) if the answer to two square images is a square map or the tokens of one, else None."""
     if not isinstance(output, Tensor) or output.ndim not in {3, 4} or len(output) != 2:
         return None
     if output.ndim == 4:
         _, c, h, w = output.shape
-        if h != w and c == h:  # channels last
+        if is_channels_last(output.shape):
             c, h, w = w, c, h
         return (c, h, w) if h == w else None
     _, tokens, c = output.shape

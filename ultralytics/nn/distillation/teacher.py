@@ -64,7 +64,7 @@ class Teacher:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         trusted: bool = False,
-        fused: bool = True,
+        grows_head: bool = False,
     ):
         """Open a teacher and freeze it, on the CPU.
 
@@ -75,7 +75,7 @@ class Teacher:
             mean (Sequence[float], optional): Mean that its images have subtracted; None for the source's own.
             std (Sequence[float], optional): Standard deviation that they are divided by; None for the source's own.
             trusted (bool): Let a file run code of its own.
-            fused (bool): Bring the network to the form that `fuse` gives, unless it is a Source's.
+            grows_head (bool): Whether it will be given a head: so its file may lack one, and `fuse` has to wait.
 
         Raises:
             FileNotFoundError: If a file does not exist or cannot be downloaded.
@@ -84,7 +84,7 @@ class Teacher:
             ValueError: If no teacher is given, or the names are no list of names.
         """
         is_open = isinstance(source, Source)
-        opened = source if is_open else open_source(source, imgsz, trusted, self.expected)
+        opened = source if is_open else open_source(source, imgsz, trusted, self.expected, grows_head)
         self.source = opened.name
         try:
             self.names = opened.names if names is None else read_names(names)
@@ -95,7 +95,7 @@ class Teacher:
         self.has_features = opened.has_features
         self.content_hash = opened.content_hash
         self.backbone, self.recipe, self.trusted = opened.backbone, opened.recipe, trusted
-        self.model = opened.network.eval() if is_open or not fused else self.fuse(opened.network.eval())
+        self.model = opened.network.eval() if is_open or grows_head else self.fuse(opened.network.eval())
         for parameter in self.model.parameters():  # a TorchScript module refuses requires_grad_ as a whole
             parameter.requires_grad_(False)
         self.levels: Sequence[FeatureLevel] = ()

@@ -8,14 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DISTILLATION_LOSSES, compile_by_tracing, rows, same, train, weights
+from helpers import (
+    DISTILLATION_LOSSES,
+    MANUALS,
+    compatibility_table,
+    compile_by_tracing,
+    rows,
+    same,
+    train,
+    weights,
+)
 from ultralytics import YOLO
+from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import torch_utils
 from ultralytics.utils.benchmarks import ProfileModels
 from ultralytics.utils.torch_utils import model_info_for_loggers, unwrap_model
-
-ROOT = Path(__file__).parents[4]
 
 
 @dataclass
@@ -105,25 +113,13 @@ def without(run, *names):
     return {k: v for k, v in run.overrides.items() if k not in names}
 
 
-def read(row, teacher):
-    """Return a row's settings as upstream's command line would."""
-    settings = dict(setting.split("=") for setting in row.split())
-    settings = {k: YAML_VALUES.get(v, v) for k, v in settings.items()}
-    if "pretrained" in settings:
-        settings["pretrained"] = str(teacher)
-    return {k: float(v) if isinstance(v, str) and re.fullmatch(r"-?[\d.]+", v) else v for k, v in settings.items()}
-
-
-YAML_VALUES = {"True": True, "False": False} | {str(i): i for i in range(-1, 100)}
-
-
 @pytest.mark.parametrize("row", [pytest.param(r, marks=pytest.mark.slow) if r in SLOW else r for r in WORKS])
-def test_works(row, overrides, teacher, tmp_path, monkeypatch):
+def test_works(row, overrides, tmp_path, monkeypatch):
     if "quantize" in row:
         pytest.importorskip("modelopt")
     if "compile" in row:  # what its C++ compiler makes of a network is tests/nn/distillation/test_teacher.py's
         compile_by_tracing(monkeypatch)
-    settings = {"fraction": 0.2, **overrides, **read(row, teacher)}
+    settings = {"fraction": 0.2, **overrides, **parse_arguments(row.split())}
     if "pretrained" in row:  # of the student's own architecture
         settings["pretrained"] = str(train({**overrides, "fraction": 0.2, "project": str(tmp_path)}).best)
     begun = {}
@@ -141,9 +137,9 @@ def copied(trainer):
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_is_refused(row, overrides, teacher):
+def test_is_refused(row, overrides):
     with pytest.raises((ValueError, RuntimeError), match=re.escape(REFUSED[row])):
-        train({**overrides, **read(row, teacher)})
+        train({**overrides, **parse_arguments(row.split())})
 
 
 def test_a_list_of_datasets(overrides, digits):
@@ -166,13 +162,10 @@ def test_tuning_is_refused_by_upstream(overrides):
     assert not Path(overrides["project"]).exists()
 
 
-@pytest.mark.parametrize("manual", ["DISTILLATION_README.md", "DISTILLATION_README.zh-CN.md"])
+@pytest.mark.parametrize("manual", MANUALS)
 def test_the_manual_lists_these(manual):
     """Each row of its table is one of the above, and says as much."""
-    table = re.search(r"<!-- compatibility -->\n\n(.*?)\n\n", (ROOT / manual).read_text(encoding="utf-8"), re.DOTALL)
-    cells = [line.strip("| ").split(" | ") for line in table.group(1).splitlines()[2:]]
-    works, refused = ("works", "refused") if "zh" not in manual else ("可用", "拒绝")
-    assert {first.strip("`"): result for first, result, *_ in cells} == {
-        **dict.fromkeys(WORKS | ELSEWHERE, works),
-        **dict.fromkeys([*REFUSED, "model.tune()"], refused),
+    assert compatibility_table(manual, "compatibility") == {
+        **dict.fromkeys(WORKS | ELSEWHERE, "works"),
+        **dict.fromkeys([*REFUSED, "model.tune()"], "refused"),
     }

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.data.distillation.wrapped import ReadableDataset
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
-from ultralytics.engine.distillation.plan import Plan
+from ultralytics.engine.distillation.plan import Plan, log
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.models.yolo.classify import ClassificationTrainer
@@ -78,7 +79,8 @@ class ClassificationTask(DistillationTask):
             ValueError: If fewer than two classes have images, or a teacher has no features.
         """
         names, folder = read_names(plan.data["names"]), Path(plan.data["train"])
-        if sum(any(x.iterdir()) for x in folder.iterdir() if x.is_dir()) < 2 or len(names) < 2:
+        images = (any(f.suffix.lower() in IMG_EXTENSIONS for f in x.rglob("*")) for x in folder.iterdir() if x.is_dir())
+        if sum(images) < 2 or len(names) < 2:
             raise ValueError(
                 f"'teacher_probe=True' fits a head on labels, but '{folder}' has images of fewer than two classes. Put "
                 f"them into a folder for each class, or leave it out."
@@ -86,6 +88,8 @@ class ClassificationTask(DistillationTask):
         for member in plan.teacher.members:
             if member.backbone and (plan.resumed or member.names == names):
                 member.model = member.fuse(member.model)
+                if not plan.resumed:
+                    log([f"'teacher={member.source}' has a head for these classes already, which is kept as it is."])
             else:
                 member.grow_head(names, plan.imgsz, plan.data["channels"])
 

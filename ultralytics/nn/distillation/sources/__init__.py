@@ -22,7 +22,11 @@ __all__ = ("CLASSIFIER", "Expected", "Source", "hash_file", "open_source")
 
 
 def open_source(
-    teacher: Any, imgsz: int | None = None, trusted: bool = False, expected: Expected = CLASSIFIER
+    teacher: Any,
+    imgsz: int | None = None,
+    trusted: bool = False,
+    expected: Expected = CLASSIFIER,
+    grows_head: bool = False,
 ) -> Source:
     """Open a teacher, on the CPU, and hash its content.
 
@@ -32,6 +36,7 @@ def open_source(
         imgsz (int, optional): Image side in pixels to build a network of fixed size for.
         trusted (bool): Let a file run code of its own.
         expected (Expected): What kind of network an Ultralytics checkpoint has to hold; other sources give classifiers.
+        grows_head (bool): Let a file of weights lack those of the head, which the network is then without.
 
     Returns:
         (Source): The network and what is known about it.
@@ -47,12 +52,12 @@ def open_source(
             f"No teacher given. Set 'teacher' to a trained {expected.noun} checkpoint, e.g. "
             f"'teacher=runs/{expected.task}/train/weights/best.pt'."
         )
-    source = _open(teacher, expected, imgsz, trusted)
+    source = _open(teacher, expected, imgsz, trusted, grows_head)
     source.content_hash = hash_file(source.file) if source.file else _hash_weights(source.network)
     return source
 
 
-def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool) -> Source:
+def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool, grows_head: bool) -> Source:
     """Let the adapter of a teacher's source open it."""
     if isinstance(teacher, nn.Module):
         return open_module(teacher, expected)
@@ -63,7 +68,7 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool) ->
         name, at, file = rest.partition("@")
         if at and not file:
             raise ValueError(f"'teacher={teacher}' names no file after '@'. Give one, or leave the '@' out.")
-        return LIBRARIES[library](name, file, imgsz, trusted)
+        return LIBRARIES[library](name, file, imgsz, trusted, grows_head)
     file = _find(teacher, expected)
     if Path(file).suffix.lower() == ".onnx":
         return open_onnx(file, teacher)

@@ -67,7 +67,8 @@ class Source:
         content_hash (str | None): SHA-256 of the file, or of the weights where there is none, in hexadecimal digits.
         backbone (str | None): The network whose features its head was fitted on, if one was.
         recipe (Mapping[str, Any] | None): How a library builds the network without weights: its `network`, e.g.
-            "timm:resnet18", the `side` of its images if it is built for one, and `options` of its constructor.
+            "timm:resnet18", the `side` of its images if it is built for one, `options` of its constructor, and where
+            they are known, the `classes` of its own head and the layers that it is `without`.
     """
 
     name: str

@@ -16,7 +16,7 @@ from ultralytics.nn.distillation.class_names import imagenet_names
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file, load_safetensors, regular_file
 from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
 
-__all__ = ("LIBRARIES", "OPTIONS", "build_network", "timm_recipe")
+__all__ = ("LIBRARIES", "OPTIONS", "build_network", "timm_recipe", "without_layers")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPTIONS = ("transform_input", "aux_logits")  # of TorchVision's Inception networks, with and without weights
@@ -24,7 +24,7 @@ STATE_KEYS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP, torch.compile and AveragedModel put before a name
 
 
-def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool) -> Source:
+def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool, grows_head: bool) -> Source:
     """Open a TorchVision classifier with its official weights or those of a file."""
     import torchvision.models as library
 
@@ -42,15 +42,15 @@ def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool) ->
         return source
 
     def build(num_classes: int, imgsz: int | None = None) -> nn.Module:
-        return build_network("torchvision", name, imgsz, {"num_classes": num_classes})
+        return build_network("torchvision", name, imgsz, {}, num_classes)
 
-    source = _open_weights(teacher, f"torchvision:{name}", file, build, imgsz, trusted)
+    source = _open_weights(teacher, f"torchvision:{name}", file, build, imgsz, trusted, grows_head)
     source.mean, source.std = IMAGENET_MEAN, IMAGENET_STD
-    source.recipe = _recipe(f"torchvision:{name}", source.network)
+    source.recipe = {**_recipe(f"torchvision:{name}", source.network), **source.recipe}
     return source
 
 
-def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source:
+def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool, grows_head: bool) -> Source:
     """Open a timm classifier with its official weights or those of a file."""
     teacher = f"timm:{name}" + (f"@{file}" if file else "")
     try:
@@ -65,7 +65,7 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source
         return timm.create_model(name, **extra, **({"img_size": imgsz} if imgsz else {}))
 
     if file:
-        source = _open_weights(teacher, f"timm:{name}", file, build, imgsz, trusted)
+        source = _open_weights(teacher, f"timm:{name}", file, build, imgsz, trusted, grows_head)
     else:
 
         def build_official() -> nn.Module:
@@ -80,11 +80,11 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool) -> Source
             source.names = timm.data.ImageNetInfo(subset).label_names()
     config = timm.data.resolve_model_data_config(source.network)
     source.channels, source.mean, source.std = config["input_size"][0], config["mean"], config["std"]
-    source.recipe = timm_recipe(source.network)
+    source.recipe = {**(timm_recipe(source.network) or {}), **(source.recipe or {})}
     return source
 
 
-LIBRARIES: dict[str, Callable[[str, str, int | None, bool], Source]] = {
+LIBRARIES: dict[str, Callable[[str, str, int | None, bool, bool], Source]] = {
     "torchvision": _open_torchvision,
     "timm": _open_timm,
 }
@@ -93,7 +93,7 @@ LIBRARIES: dict[str, Callable[[str, str, int | None, bool], Source]] = {
 def timm_recipe(network: nn.Module) -> dict[str, Any] | None:
     """Return how timm builds a network of its own, None for another."""
     architecture = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
-    return architecture and _recipe(f"timm:{architecture}", network)
+    return architecture and {**_recipe(f"timm:{architecture}", network), "classes": network.num_classes}
 
 
 def _recipe(name: str, network: nn.Module) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def _recipe(name: str, network: nn.Module) -> dict[str, Any]:
     return {"network": name, "side": fixed_imgsz(network), "options": options}
 
 
-def build_network(library: str, name: str, side: int | None, options: Mapping[str, Any]) -> nn.Module:
+def build_network(
+    library: str, name: str, side: int | None, options: Mapping[str, Any], classes: int | None = None
+) -> nn.Module:
     """Return a network of a library without weights.
 
     Args:
@@ -110,11 +112,14 @@ def build_network(library: str, name: str, side: int | None, options: Mapping[st
         name (str): Its name of the network.
         side (int, optional): Image side in pixels, of a network that is built for one size.
         options (Mapping[str, Any]): Further arguments of the library's constructor.
+        classes (int, optional): Classes of its head, 0 for none where the library can; None for its usual ones.
 
     Raises:
         ImportError: If the library is not installed.
         ValueError: If it knows no such network.
     """
+    if classes is not None:
+        options = {**options, "num_classes": classes}
     if library == "timm":
         import timm
 
@@ -129,6 +134,18 @@ def build_network(library: str, name: str, side: int | None, options: Mapping[st
     )
 
 
+def without_layers(network: nn.Module, layers: Sequence[str]) -> nn.Module:
+    """Return a network in which the layers of these names give what they are given.
+
+    Raises:
+        AttributeError: If it has no such layer.
+    """
+    for layer in layers:
+        network.get_submodule(layer)
+        network.set_submodule(layer, nn.Identity())
+    return network
+
+
 def _open_weights(
     teacher: str,
     library: str,
@@ -136,8 +153,9 @@ def _open_weights(
     build: Callable[..., nn.Module],
     imgsz: int | None,
     trusted: bool,
+    grows_head: bool,
 ) -> Source:
-    """Fill a library's network with the weights of a file, every one of them."""
+    """Fill a library's network with the weights of a file, every one of them but those of a head that it may lack."""
     file = regular_file(file, teacher)
     if Path(file).suffix.lower() == ".safetensors":
         saved, content = load_safetensors(file, teacher)
@@ -150,10 +168,15 @@ def _open_weights(
     expected, other = build(2, resized).state_dict(), build(3, resized).state_dict()
     # The head is what grows with the number of classes; only a head that is there as a whole is built
     head = [k for k, v in expected.items() if other[k].shape != v.shape]
-    classes = {tuple(state[k].shape[:1]) for k in head if k in state}
-    if len(classes) == 1 and all(k in state and state[k].shape[1:] == expected[k].shape[1:] for k in head):
-        network = build(max(*classes.pop(), 1), resized)
-        expected = network.state_dict()
+    sizes = {len(state[k]) if state[k].ndim else 0 for k in head if k in state}
+    recipe: dict[str, Any] = {}
+    if len(sizes) == 1 and all(k in state and state[k].shape[1:] == expected[k].shape[1:] for k in head):
+        recipe["classes"] = max(*sizes, 1)
+        network = build(recipe["classes"], resized)
+    elif grows_head and not sizes:
+        recipe = {"classes": None, "without": sorted({k.rpartition(".")[0] for k in head})}
+        network = without_layers(build(2, resized), recipe["without"])
+    expected = network.state_dict()
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in expected]
     unlike = [
@@ -174,7 +197,9 @@ def _open_weights(
     state = OrderedDict(state)
     state._metadata = getattr(saved, "_metadata", expected._metadata)  # some modules ask for its version
     network.load_state_dict(state, strict=False)
-    return trained(Source(f"{library}@{file}", network, names_in(content), 3, fixed_imgsz(network), file=file), teacher)
+    names = names_in(content) if sizes or not grows_head else None
+    source = Source(f"{library}@{file}", network, names, 3, fixed_imgsz(network), file=file, recipe=recipe)
+    return trained(source, teacher)
 
 
 def _check_known(name: str, known: Sequence[str], teacher: str) -> None:

@@ -15,13 +15,13 @@ from ultralytics import __version__
 from ultralytics.nn.distillation.probe import put_head
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file, regular_file
 from ultralytics.nn.distillation.sources.base import Source, names_in, without_folders
-from ultralytics.nn.distillation.sources.libraries import LIBRARIES, OPTIONS, build_network
+from ultralytics.nn.distillation.sources.libraries import LIBRARIES, OPTIONS, build_network, without_layers
 from ultralytics.nn.tasks import BaseModel, guess_model_task
 
 __all__ = ("PROBE", "Head", "describe_probed", "open_probed", "read_head", "save_probed")
 
 PROBE = "probe"  # the key of a file that says how its head was fitted
-MOST_PIXELS = 4096  # of a side that a file may ask for
+MOST_PIXELS, MOST_CLASSES = 4096, 100_000  # of a side, and of a head, that a file may ask for
 
 
 class Head(NamedTuple):
@@ -73,10 +73,12 @@ def describe_probed(source: Source, known: Mapping[str, Any]) -> Source:
         source.mean, source.std = (tuple(map(float, known[key])) for key in ("mean", "std"))
         source.names = names_in(known)
         sizes = [x for x in (source.imgsz, source.channels, known.get("side")) if x is not None]
+        classes = known.get("classes")
         if not (
             isinstance(source.backbone, str)
             and source.names
             and all(type(x) is int and 0 < x <= MOST_PIXELS for x in sizes)
+            and (classes is None or (type(classes) is int and 0 <= classes <= MOST_CLASSES))
             and all(map(math.isfinite, source.mean + source.std))
             and min(source.std) > 0
         ):
@@ -101,15 +103,19 @@ def open_probed(file: str, content: Mapping[str, Any]) -> Source:
     source = describe_probed(Source(file, nn.Identity(), file=file), known)
     library, _, name = str(known.get("network")).partition(":")
     if library not in LIBRARIES:
+        given = "network" if source.backbone.startswith("module:") else source.backbone
         raise TypeError(
-            f"'teacher={file}' holds a network that was given in Python, {known.get('network')}, with a head. Give the "
-            f"network itself, as 'teacher=network' with 'teacher_probe=True': a run beside this one takes the head."
+            f"'teacher={file}' holds a head, and weights of a network that no library builds by its name alone, "
+            f"{known.get('network')}. Give the network itself, as 'teacher={given}' with 'teacher_probe=True': a run "
+            f"beside this one takes the head."
         )
     try:
         options = {key: bool(value) for key, value in known["options"].items() if key in OPTIONS}
-        source.recipe = {"network": f"{library}:{name}", "side": known["side"], "options": options}
+        recipe = {"network": f"{library}:{name}", "side": known["side"], "options": options}
+        source.recipe = {**recipe, **{key: known[key] for key in ("classes", "without") if key in known}}
+        network = build_network(library, name, known["side"], options, known.get("classes"))
         head = _head(known)
-        network = put_head(build_network(library, name, known["side"], options), head.layer, *head.weight.shape[::-1])
+        network = put_head(without_layers(network, known.get("without", ())), head.layer, *head.weight.shape[::-1])
         network.load_state_dict(content["state_dict"])
         source.network = network
     except ImportError:
