@@ -113,14 +113,18 @@ def measure(
 ) -> dict[str, Any]:
     """Return the row of a trained teacher, or several, on the validation images whose classes they know.
 
-    A detector's score is not a number where its classes are not those of the dataset.
+    A detector's score is not a number where its classes, or its keypoints, are not those of the dataset.
     """
     row = {"name": "teacher", "seconds": float("nan")}
     if trainer_class is not DistillationClassificationTrainer:
-        row |= evaluate(trainer_class, args.teacher, training)
-        names = check_det_dataset(training["data"])["names"]
-        known = list(YOLO(args.teacher).names.values()) == list(names.values())
-        return row if known else {**row, trainer_class.task.score.key: float("nan")}  # upstream compares by index
+        network, data = YOLO(args.teacher).model, check_det_dataset(training["data"])
+        alike = list(network.names.values()) == list(data["names"].values())  # upstream compares by index
+        alike = alike and network.yaml.get("kpt_shape") == data.get("kpt_shape")
+        unknown = {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            trainer_class.task.score.key: float("nan"),
+        }
+        return {**row, **(evaluate(trainer_class, args.teacher, training) if alike else unknown)}
     data = check_cls_dataset(training["data"], training.get("split") or "val")
     settings = get_cfg(overrides=training)
     teacher = TeacherEnsemble([ClassificationTeacher(**given) for given in args.per_teacher()], args.teacher_weights)

@@ -91,6 +91,8 @@ def main(arguments: list[str]) -> BaseTrainer | None:
         settings = given  # the checkpoint holds the rest
     elif "data" in given:
         settings = {"model": MODEL, **given}
+    elif find_trainer({"model": MODEL, **given}) is not DistillationClassificationTrainer:
+        raise ValueError("No 'data=' given. Give a dataset of the model's task, e.g. 'data=path/to/dataset.yaml'.")
     else:
         settings = {"model": MODEL, "teacher": example_teacher(), **TRAINING, **given}
         if not Path(settings["data"]).is_dir() or settings["teacher"] is None:

@@ -86,6 +86,7 @@ FUNCTIONS = {
     "ultralytics.data.utils.check_det_dataset": "dataset, autodownload, split",
     "ultralytics.nn.tasks.guess_model_task": "model",
     "ultralytics.nn.tasks.load_checkpoint": "weight, device, inplace, fuse",
+    "ultralytics.nn.tasks.yaml_model_load": "path",
     "ultralytics.nn.tasks.torch_safe_load": "weight, safe_only",
     "ultralytics.utils.colorstr": "input",
     "ultralytics.utils.checks.check_file": "file, suffix, download, download_dir, hard",

@@ -3,13 +3,14 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import TRAINING
 from scipy import stats
 from ultralytics.engine.distillation import compare as comparison
-from ultralytics.engine.distillation.compare import compare, summarise, table, train_student
+from ultralytics.engine.distillation.compare import compare, evaluate, summarise, table, train_student
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 
 import train
@@ -151,3 +152,24 @@ def test_the_command(settings, monkeypatch):
     assert trainer_class is DistillationClassificationTrainer
     assert given["seeds"] == 2
     assert given["teacher"] == settings["teacher"]
+
+
+def test_checkpoints_are_measured_on_the_classes_of_the_training(monkeypatch):
+    asked = {}
+
+    class Model:
+        def __init__(self, file):
+            pass
+
+        def val(self, **given):
+            asked.update(given)
+            return SimpleNamespace(top1=0.5, top5=0.9)
+
+        def parameters(self):
+            return []
+
+    monkeypatch.setattr(comparison, "YOLO", Model)
+    training = {"data": "x", "imgsz": 32, "classes": [0], "epochs": 3}
+    assert evaluate(DistillationClassificationTrainer, "best.pt", training)["top1"] == 0.5
+    assert (asked["classes"], asked["imgsz"], asked["split"]) == ([0], 32, "val")
+    assert "epochs" not in asked

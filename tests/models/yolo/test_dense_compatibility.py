@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from helpers import MANUALS, compatibility_table, compile_by_tracing, rows, train
+from helpers import MANUALS, compatibility_table, compile_by_tracing, train
 from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.distillation import TRAINERS
 from ultralytics.utils.torch_utils import is_qat, unwrap_model
@@ -45,7 +45,7 @@ WORKS = {
     "multi_scale=0.5": lambda run, _: len({x.shape for x in run.images}) > 1,
     "rect=True": lambda run, _: run.trainer.train_loader.dataset.rect,
     "single_cls=True": lambda run, _: run.classes == {0} and set(run.trainer.distiller.weights) == {"attention_loss"},
-    "classes=[0,1]": lambda run, _: run.classes == {0, 1},
+    "classes=[0,1]": lambda run, _: run.classes == {0, 1} == set(run.trainer.plan.teacher.classes),
     "freeze=3": lambda run, _: (
         [torch.equal(run.begun[k], run.ended[k]) for k in (f"model.{i}.conv.weight" for i in (0, 1, 3))]
         == [True, True, False]
@@ -60,7 +60,7 @@ WORKS = {
     "compile=True": lambda run, _: hasattr(run.trainer.model, "_orig_mod"),
 }
 REFUSED = {
-    "freeze=24": "'freeze=24' froze the entire student",
+    "freeze=24": "'freeze=24' froze the entire model",  # by upstream
     "quantize=8 feature_distill=True": "'quantize=8' would quantize the adapters",
     "teacher_cache=ram": "Set 'mosaic=0.0'",
 }
@@ -74,16 +74,17 @@ def test_works(row, settings_of, monkeypatch):
     """Both networks see the same images, and all losses teach that can."""
     if "quantize" in row:
         pytest.importorskip("modelopt")
-    compile_by_tracing(monkeypatch)
+    if "compile" in row:
+        compile_by_tracing(monkeypatch)
     task = TASKS.get(row, "detect")
     settings = settings_of(task, fraction=1.0 if "multi_scale" in row else 0.34, close_mosaic=0)
     run = Watched({**settings, **parse_arguments(row.split())}, task)
     assert WORKS[row](run, lambda: Watched({**settings, "name": "without"}, task))
     assert len(run.asked) == len(run.batches) > 0
     assert all(torch.equal(a, b) for a, b in zip(run.asked, run.images, strict=True))
-    (losses,) = rows(run.trainer)
-    assert all(float(losses[f"train/{name}"]) > 0 for name in run.trainer.distiller.weights)
-    assert all(x.isfinite() for x in run.trainer.loss_items.values())
+    losses = run.trainer.loss_items
+    assert all(x.isfinite() for x in losses.values())
+    assert all(losses[name] > 0 for name in run.trainer.distiller.weights)
 
 
 @pytest.mark.parametrize("row", REFUSED)

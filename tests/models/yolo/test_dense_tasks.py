@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Stopped, rows, same, stop_after, train, weights
+from helpers import Stopped, predict_elsewhere, rows, same, stop_after, train, weights
 from scenes import TASKS
 from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
@@ -67,6 +67,33 @@ def test_a_student_learns_all_that_the_heads_say(task, settings_of):
     student = load_checkpoint(trainer.best)[0]
     assert type(student) is trainer.task.network_class
     assert not any(name.startswith("distill") for name, _ in student.named_modules())
+
+
+def test_of_an_end_to_end_head_every_loss_moves_the_backbone_too(settings_of):
+    """Through the branch of many anchors; the other one gets its maps without their graph."""
+    trainer = train(settings_of("detect", "26", "26", fraction=0.34, attention_distill=False), TRAINERS["detect"])
+    student, images = trainer.model.train(), torch.rand(2, 3, 64, 64)
+    batch = {**trainer.task.blank_batch(images, trainer.plan), LESSON: None}
+    predictions, answer = student(images), trainer.teacher(images)
+    losses = trainer.task.compare(trainer.plan, trainer.distillation_loss, predictions, [], answer, batch)
+    assert set(losses) == {"response_loss", "box_distill_loss"}
+    for loss in losses.values():
+        (moved,) = torch.autograd.grad(loss, student.model[0].conv.weight, retain_graph=True)
+        assert moved.any()
+    own = [x for name, x in student.model[-1].named_parameters() if name.startswith("one2one") and x.requires_grad]
+    assert any(
+        x is not None and x.any() for x in torch.autograd.grad(losses["box_distill_loss"], own, allow_unused=True)
+    )
+
+
+@pytest.mark.slow
+def test_checkpoints_open_where_this_project_is_not(settings_of, tmp_path):
+    given = {"fraction": 0.34, "save_period": 1, "feature_distill": True}
+    trainer = train(settings_of("segment", **given), TRAINERS["segment"])
+    files = [trainer.wdir / name for name in ("best.pt", "epoch0.pt")]
+    assert "distill_adapters" in load_checkpoint(files[1])[0]._modules
+    image = next(Path(YAML.load(trainer.args.data)["path"]).glob("images/val/*"))
+    assert [found for found, _ in predict_elsewhere(files, image, 64, tmp_path)] == ["segment"] * 2
 
 
 @pytest.mark.parametrize("family", ["11", "26"])
@@ -132,6 +159,17 @@ def test_between_families_what_cannot_be_compared_is_switched_off(family, teache
             "compares classes of images, and the task 'detect' has",
         ),
         ("detect", {"model": "rtdetr-l.yaml"}, "a head of type RTDETRDecoder says nothing of anchors"),
+        (
+            "detect",
+            {"model": "yolov8n-p2.yaml", "box_distill": True},
+            r"anchors have strides \[4, 8, 16, 32\], and the",
+        ),
+        ("detect", {"model": "yolo11n-seg.yaml"}, "'model=yolo11n-seg.yaml' is of the task 'segment'"),
+        (
+            "pose",
+            {"model": "yolo11n.yaml"},
+            "'model=yolo11n.yaml' is of the task 'detect'.*e.g. 'model=yolo11l-pose.yaml'",
+        ),
         ("detect", {"teacher_imgsz": 96, "box_distill": True}, "sees images of 96 pixels, and the student of 64"),
         ("detect", {"teacher_probe": True}, "fits a head that names images, and the task 'detect' has none"),
         ("detect", {"teacher_cache": "ram"}, "keeps answers to images that are seen again"),
@@ -152,6 +190,26 @@ def test_what_cannot_be_is_refused_before_any_file(task, given, words, settings_
     with pytest.raises(ValueError, match=words):
         TRAINERS[task](overrides=settings)
     assert not Path(settings["project"]).exists()
+
+
+def test_of_unlike_strides_the_maps_alone_teach(settings_of):
+    trainer = train(settings_of("detect", model="yolov8n-p2.yaml", fraction=0.34), TRAINERS["detect"])
+    assert set(trainer.distiller.weights) == {"attention_loss"}
+    assert [student.stride for student, _ in trainer.plan.levels] == [8, 16, 32]
+
+
+def test_a_model_of_another_task_finds_no_trainer(settings_of):
+    """By whichever entrance it comes."""
+    settings = settings_of("detect")
+    del settings["model"]
+    with pytest.raises(ValueError, match=r"'model=yolo11n-seg.yaml' is of the task 'segment', and this trainer is for"):
+        YOLO("yolo11n-seg.yaml").train(trainer=TRAINERS["detect"], **settings)
+    assert not Path(settings["project"]).exists()
+    with pytest.raises(Stopped):
+        train(settings_of("segment", fraction=0.34, epochs=2), TRAINERS["segment"], on_fit_epoch_end=stop_after(0))
+    (last,) = Path(settings_of("segment")["project"]).glob("*/weights/last.pt")
+    with pytest.raises(ValueError, match=r"'resume=.*last.pt' is of the task 'segment'"):
+        TRAINERS["detect"](overrides={"resume": str(last)})
 
 
 def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path, monkeypatch):
@@ -202,12 +260,16 @@ def test_balanced_losses_all_count(maps, settings_of):
     assert all(value > 0 for value in factors.values())
 
 
-def test_the_check_leaves_the_training_as_it_is(settings_of):
+def test_the_check_leaves_the_training_as_it_is(settings_of, monkeypatch):
+    """And warns of a teacher that has found nothing yet."""
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", said.append)
     settings = settings_of("detect", fraction=0.5)
     checked, unchecked = (
         train({**settings, "teacher_check": check, "name": str(check)}, TRAINERS["detect"]) for check in (True, False)
     )
     assert same(weights(checked.last), weights(unchecked.last))
+    assert sum("it has nothing to teach" in str(text) for text in said) == 1
 
 
 @pytest.mark.slow
@@ -249,6 +311,9 @@ def test_teachers_that_are_none_are_refused(settings_of, prepared, teacher):
         TRAINERS["detect"](overrides={**settings, "teacher": str(masks)})
     with pytest.raises(TypeError, match="is a classify model, but the teacher must be a detection model"):
         TRAINERS["detect"](overrides={**settings, "teacher": str(teacher)})
+    for other in ("timm:resnet18", "torchvision:resnet18@w.pth", "model.onnx", "model.torchscript"):
+        with pytest.raises(TypeError, match=r"exported files teach classifiers alone.*Give a YOLO checkpoint"):
+            TRAINERS["detect"](overrides={**settings, "teacher": other})
     with pytest.raises(ValueError, match="names several teachers"):
         TRAINERS["detect"](overrides={**settings, "teacher": [settings["teacher"]] * 2})
     with pytest.raises(TypeError, match=r"cannot teach a detection model.* Give a YOLO checkpoint"):

@@ -153,6 +153,16 @@ def test_classes_are_matched_by_name(names, classes, columns, words):
     assert torch.equal(said["one2many"]["scores"], expected if columns is None else expected[:, columns])
 
 
+def test_classes_that_are_not_trained_on_are_not_compared():
+    joined, _ = teachers("cat", "cow", "dog")
+    notes = joined.align(["cat", "cow", "dog"], [2])
+    assert (joined.classes, joined.known_classes.tolist()) == ([2], [2])
+    assert len(notes) == 1  # nothing of cows, which are not there
+    own, _ = joined.first(IMAGES)
+    assert torch.equal(joined(IMAGES)[0]["one2many"]["scores"], own["one2many"]["scores"][:, [1]])
+    assert "knows 1 of 2 classes" in joined.align(["cat", "cow", "dog"], [1, 2])[1]
+
+
 @pytest.mark.parametrize("what", ["nan", "names"])
 def test_what_says_no_sense_is_refused(what):
     model = network("11")

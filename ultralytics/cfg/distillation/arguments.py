@@ -166,8 +166,8 @@ class DistillationArgs:
             )
         if self.distill_alpha and not (self.uses_answer or self.uses_features):
             raise ValueError(
-                f"'distill_alpha={self.distill_alpha}' has no loss to weigh: response, feature and attention losses "
-                f"are all off. Switch one on, or set 'distill_alpha=0'."
+                f"'distill_alpha={self.distill_alpha}' has no loss to weigh: all that compare with the teacher are "
+                f"off. Switch one on, e.g. 'response_distill', or set 'distill_alpha=0'."
             )
 
     def _check_teachers(self) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from ultralytics.cfg.distillation import as_list
+from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.utils import RANK
 from ultralytics.utils.distillation.registry import choose
@@ -149,13 +150,10 @@ def _temperature_has_no_effect(plan: Plan) -> str | None:
     )
 
 
-def _maps_are_not_compared(plan: Plan) -> str | None:
-    for name, switch in (
-        ("feature_method", "feature_distill"),
-        ("feature_weight", "feature_distill"),
-        ("attention_weight", "attention_distill"),
-    ):
-        value = getattr(plan.args, name)
+def _weight_of_nothing(plan: Plan) -> str | None:
+    losses = ("feature", "attention", *DENSE_LOSSES)
+    for name, loss in (("feature_method", "feature"), *((f"{loss}_weight", loss) for loss in losses)):
+        value, switch = getattr(plan.args, name), f"{loss}_distill"
         if name in plan.given and value and not getattr(plan.args, switch):
             return f"'{name}={value}' has no effect, as '{switch}' is False here. Set '{switch}=True' to use it."
     return None
@@ -176,7 +174,7 @@ def _student_is_held_back(plan: Plan) -> str | None:
 
 NOTABLE: tuple[Callable[[Plan], str | None], ...] = (
     _temperature_has_no_effect,
-    _maps_are_not_compared,
+    _weight_of_nothing,
     _teacher_has_no_effect,
     _student_is_held_back,
 )

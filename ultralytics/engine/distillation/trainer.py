@@ -30,7 +30,7 @@ from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.distillation.taps import FeatureLevel
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG, RANK, YAML, IterableSimpleNamespace
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
@@ -110,6 +110,9 @@ class DistillationTrainer(GuardedTrainer):
         arguments like any other.
         """
         super()._check_arguments()
+        self._check_task(
+            f"{'resume' if self.resume else 'model'}={self.args.resume or self.args.model}", self.args.task
+        )
         arguments, self._given = self._given, {}
         given = frozenset(arguments)
         if self.resume:
@@ -154,8 +157,23 @@ class DistillationTrainer(GuardedTrainer):
                 f"'model={self.args.model}' is neither a '.pt' checkpoint nor the '.yaml' description of a network. "
                 f"Give one as the student, e.g. 'model={Path(self.task.teacher_class.expected.example).stem}.yaml'."
             )
+        network = load_checkpoint(model)[0].yaml if suffix == ".pt" else yaml_model_load(model)
+        self._check_task(f"model={self.args.model}", guess_model_task(network))
         self.data = data  # where upstream's `get_model` looks for classes and channels
-        return self.get_model(cfg=load_checkpoint(model)[0].yaml if suffix == ".pt" else model, verbose=False)
+        return self.get_model(cfg=network, verbose=False)
+
+    def _check_task(self, given: str, task: str | None) -> None:
+        """Refuse a student of another task, if it is known.
+
+        Raises:
+            ValueError: If it is of another.
+        """
+        if task not in {None, self.task.name}:
+            raise ValueError(
+                f"'{given}' is of the task '{task}', and this trainer is for '{self.task.name}'. Give a model of that "
+                f"task, e.g. 'model={Path(self.task.teacher_class.expected.example).stem}.yaml', or the trainer of the "
+                f"model's, as 'python train.py' does."
+            )
 
     def get_validator(self):
         """Return upstream's validator, given only the arguments that it knows."""

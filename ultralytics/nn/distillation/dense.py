@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -218,11 +218,12 @@ class DenseTeachers(Teachers):
         super().__init__(members)
         self._columns: Tensor | None = None
 
-    def align(self, names: Sequence[str]) -> list[str]:
+    def align(self, names: Sequence[str], chosen: Collection[int] | None = None) -> list[str]:
         """Match the teacher's classes to a dataset's by name; `classes` is empty where they share none.
 
         Args:
             names (Sequence[str]): The dataset's class names by index.
+            chosen (Collection[int], optional): Indices of those that are trained on; None for all.
 
         Returns:
             (list[str]): What is notable, in sentences for the log.
@@ -237,6 +238,9 @@ class DenseTeachers(Teachers):
                 f"'teacher_names', a list, a dict or a YAML file."
             )
         matched = match_classes(teacher.names, names)
+        chosen = range(len(names)) if chosen is None else chosen
+        unknown = [names[i] for i in range(len(names)) if i in chosen and i not in matched]
+        matched = {i: column for i, column in matched.items() if i in chosen}
         self.classes = list(matched)
         columns, notes = list(matched.values()), []
         if columns and columns != list(range(len(teacher.names))):
@@ -247,10 +251,10 @@ class DenseTeachers(Teachers):
             )
         if columns and len(columns) < len(names):
             self.known_classes = torch.tensor(self.classes)
-            unknown = [name for i, name in enumerate(names) if i not in matched]
+        if columns and unknown:
             notes.append(
-                f"The teacher knows {len(columns)} of {len(names)} classes. It is not listened to where objects of the "
-                f"others are: {some(unknown)}."
+                f"The teacher knows {len(columns)} of {len(columns) + len(unknown)} classes. It is not listened to "
+                f"where objects of the others are: {some(unknown)}."
             )
         return notes
 
@@ -272,7 +276,7 @@ class DenseTeachers(Teachers):
                 in `classes`; or an empty tensor of shape (B, 0) without.
             features (list[Tensor]): One (B, c, h, w) map per level.
         """
-        kept, features = self.first.ask(images, head)
+        kept, features = self.ask(images, head)
         return self.interpret(kept) if head else kept, features
 
     def ask(self, images: Tensor, head: bool = True) -> Answer:

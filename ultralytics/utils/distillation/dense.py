@@ -273,20 +273,18 @@ class Term:
 
     Attributes:
         function (Callable): The loss, given what both say, the confidence (B, A) and the temperature.
-        weight (float): Its weight.
         softens (bool): Whether the temperature has an effect.
     """
 
     function: Callable[[Said, Said, Tensor, float], Tensor]
-    weight: float
     softens: bool = False
 
 
 TERMS = {
-    "box": Term(box_loss, 1.0),
-    "dfl": Term(dfl_loss, 1.0, softens=True),
-    "mask": Term(mask_loss, 1.0),
-    "keypoint": Term(keypoint_loss, 1.0),
+    "box": Term(box_loss),
+    "dfl": Term(dfl_loss, softens=True),
+    "mask": Term(mask_loss),
+    "keypoint": Term(keypoint_loss),
 }
 
 
@@ -303,7 +301,6 @@ class DenseDistillationLoss(DistillationLoss):
         student_channels: Sequence[int],
         teacher_channels: Sequence[int],
         terms: Mapping[str, float | None],
-        balanced: bool = False,
         **settings: Any,
     ):
         """Initialize the loss for one pair of networks.
@@ -311,15 +308,13 @@ class DenseDistillationLoss(DistillationLoss):
         Args:
             student_channels (Sequence[int]): Channels of the student's map at each level.
             teacher_channels (Sequence[int]): Channels of the teacher's map at each level.
-            terms (Mapping[str, float | None]): Which of `TERMS`, with weights; None for each one's own.
-            balanced (bool): Whether losses will be balanced by their gradients.
+            terms (Mapping[str, float | None]): Which of `TERMS`, with weights; None for 1.
             **settings (Any): As for `DistillationLoss`.
         """
-        super().__init__(student_channels, teacher_channels, balanced=balanced, **settings)
+        super().__init__(student_channels, teacher_channels, **settings)
         self.terms: dict[str, Term] = {}
         for name, given in terms.items():
-            own = 1.0 if balanced else TERMS[name].weight
-            if weight := own if given is None else given:
+            if weight := 1.0 if given is None else given:
                 self.terms[f"{name}_distill_loss"] = TERMS[name]
                 self.weights[f"{name}_distill_loss"] = weight
 

@@ -1,15 +1,12 @@
 """The trainer on real images: what distillation changes, and what it must leave as plain training has it."""
 
-import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import DISTILLATION_LOSSES, TRAINING, plain, rows, same, train, weights, write_digits
+from helpers import DISTILLATION_LOSSES, TRAINING, plain, predict_elsewhere, rows, same, train, weights, write_digits
 from ultralytics import YOLO
 from ultralytics.engine.distillation import trainer as distillation_trainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
@@ -137,45 +134,11 @@ def test_checkpoints_open_where_this_project_is_not(finished, digits, tmp_path):
     """Mid-run and final checkpoints predict in a process that cannot import a module of ours."""
     trainer, _, _ = finished
     image = next((digits / "val" / "3").iterdir())
-    script = tmp_path / "predict.py"
-    ours = [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for file in (ROOT / "ultralytics").rglob("*.py")
-    ]
-    assert DistillationClassificationTrainer.__module__ in ours
-    script.write_text(
-        "import importlib, json, sys\n"
-        "ours = set(json.loads(sys.argv[1]))\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ours:\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Blocked())\n"
-        "for name in ours:\n"
-        "    try:\n"
-        "        importlib.import_module(name)\n"
-        "    except ModuleNotFoundError as e:\n"
-        "        assert str(e) in ours, e\n"
-        "    else:\n"
-        "        raise SystemExit(f'{name} is not blocked')\n"
-        "from ultralytics import YOLO\n"
-        "for file in sys.argv[3:]:\n"
-        "    result = YOLO(file).predict(sys.argv[2], imgsz=32, verbose=False, device='cpu')[0]\n"
-        "    print('class', result.names[result.probs.top1], float(result.probs.data.sum()))\n"
-    )
     files = [trainer.wdir / name for name in ("best.pt", "last.pt", "epoch0.pt")]
     assert "distill_adapters" in load_checkpoint(files[2])[0]._modules  # the mid-run one still has them
-    done = subprocess.run(
-        [sys.executable, script, json.dumps(ours), image, *files],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("class")]
-    assert len(lines) == 3
-    assert all(line[1] in "0123456789" and float(line[2]) == pytest.approx(1, abs=1e-3) for line in lines)
+    results = predict_elsewhere(files, image, 32, tmp_path)
+    assert [task for task, *_ in results] == ["classify"] * 3
+    assert all(float(total) == pytest.approx(1, abs=1e-3) for *_, total in results)
 
 
 @pytest.mark.slow

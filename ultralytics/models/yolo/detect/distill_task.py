@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from ultralytics.cfg.distillation import as_list
 from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
@@ -102,7 +103,8 @@ class DetectionTask(DistillationTask):
         """Match classes by name and heads by what they say; what cannot be compared is switched off or refused."""
         if not plan.args.uses_answer:
             return plan, []
-        notes = plan.teacher.align(names)
+        chosen = None if plan.training.classes is None else as_list(plan.training.classes)  # its labels alone are read
+        notes = plan.teacher.align(names, chosen)
         try:
             own = DenseHead.of(student)
         except TypeError as e:
@@ -117,7 +119,7 @@ class DetectionTask(DistillationTask):
                 plan.teacher.first.imgsz = None  # or images that are not square would be made so
         plan = replace(plan, heads=(own, teacher))
         every = [name for name in ("response", *self.terms) if getattr(plan.args, f"{name}_distill")]
-        nothing = self._incomparable(plan, names)
+        nothing = self._incomparable(plan)
         reasons = dict.fromkeys(every, nothing) if nothing else self._unlike(own, teacher)
         for reason in dict.fromkeys(reasons.values()):
             switches = [f"{name}_distill" for name in every if reasons.get(name) == reason]
@@ -138,13 +140,16 @@ class DetectionTask(DistillationTask):
             plan = replace(plan, args=replace(plan.args, **dict.fromkeys(switches, False)))
         return plan, notes
 
-    def _incomparable(self, plan: Plan, names: Sequence[str]) -> str | None:
+    def _incomparable(self, plan: Plan) -> str | None:
         """Return why nothing that the two heads say of an anchor can be compared, if it cannot."""
         own, teacher = plan.heads
         if teacher is None:
             kind = type(plan.teacher.first.model.model[-1]).__name__
             return f"the teacher's head of type {kind} says nothing of anchors that could be compared"
         if not plan.teacher.classes:
+            names = read_names(plan.data["names"])
+            if plan.training.classes is not None:
+                return f"the teacher knows none of the dataset's classes with 'classes={plan.training.classes}'"
             return f"the teacher knows none of the dataset's {len(names)} classes {some(names)}"
         if own.strides != teacher.strides:
             return f"the student's anchors have strides {list(own.strides)}, and the teacher's {list(teacher.strides)}"
@@ -249,7 +254,7 @@ class DetectionTask(DistillationTask):
             pass
         precision = [network.precision(teacher.classes).values() for network in networks.values()]
         if not precision[0]:
-            return []
+            return [(False, f"'teacher={teacher.source}' is not measured, as no validation image shows what it knows.")]
         reached, *own = (float(np.mean([mean for mean, _ in values])) for values in precision)
         said = (
             f"'teacher={teacher.source}' reaches {reached:.1%} {self.score.words} on {len(indices)} validation images"
@@ -285,7 +290,7 @@ class DetectionTask(DistillationTask):
         """Return why a teacher cannot be measured on the dataset's labels, if it cannot."""
         if not plan.heads:
             return "its maps alone teach"
-        if reason := self._incomparable(plan, read_names(plan.data["names"])):
+        if reason := self._incomparable(plan):
             return reason
         own, theirs = plan.heads
         return None if own.keypoints == theirs.keypoints else "its keypoints are not those of the dataset"

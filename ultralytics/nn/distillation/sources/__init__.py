@@ -18,6 +18,8 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
+EXPORTED = {".onnx", ".torchscript"}
+
 __all__ = ("CLASSIFIER", "Expected", "Source", "hash_file", "open_source")
 
 
@@ -62,6 +64,12 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool, gr
     if isinstance(teacher, nn.Module):
         return open_module(teacher, expected)
     library, _, rest = str(teacher).partition(":")
+    other = library in LIBRARIES or Path(str(teacher)).suffix.lower() in EXPORTED
+    if other and expected.task != CLASSIFIER.task:
+        raise TypeError(
+            f"'teacher={teacher}' cannot teach a {expected.noun} model: other libraries' networks and exported files "
+            f"teach classifiers alone. Give a YOLO checkpoint, e.g. '{expected.example}'."
+        )
     if library == "module":
         raise ValueError(f"'teacher={teacher}' was a network given in Python: give it again, as 'teacher=network'.")
     if library in LIBRARIES:
