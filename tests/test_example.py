@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from helpers import TRAINING, write_digits
 from PIL import Image
-from ultralytics.utils import LOGGER
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.models.distillation import TRAINERS
+from ultralytics.utils import LOGGER, YAML
 
 import distill_train_example as example
 
@@ -70,10 +72,22 @@ def test_scenes_from_nothing(said, monkeypatch):
     assert report.parts[-4:-2] == ("detect", "scenes")
     networks = json.loads(report.with_suffix(".json").read_text())["networks"]
     assert networks.keys() == {"student", "teacher", "baseline"}
-    said.clear()
     teacher = report.parents[1] / "teacher" / "weights" / "best.pt"
-    example.main([*line, f"teacher={teacher}", "model=yolo11n.yaml", "name=again", "plots=False"])
-    assert table(said)["teacher"] == shown["teacher"]
+    data = str(example.datasets_folder() / "scenes-detect" / "scenes.yaml")
+    row = example.measure(
+        DistillationArgs(teacher=str(teacher)), {"data": data, "imgsz": 64, "device": "cpu"}, TRAINERS["detect"]
+    )
+    assert (row["parameters"], round(100 * row["map"], 1)) == shown["teacher"]
+
+
+def test_a_teacher_of_other_keypoints_is_not_measured(prepared, tmp_path):
+    data, teacher = prepared("pose")
+    for shape, measured in (([2, 3], True), ([17, 3], False)):
+        YAML.save(tmp_path / "points.yaml", {**YAML.load(data), "kpt_shape": shape})
+        training = {"data": str(tmp_path / "points.yaml"), "imgsz": 64, "device": "cpu", "project": str(tmp_path)}
+        row = example.measure(DistillationArgs(teacher=str(teacher)), training, TRAINERS["pose"])
+        assert np.isfinite(row["pose_map"]) == measured
+        assert row["parameters"] > 9_000_000
 
 
 def test_digits_are_the_digits():

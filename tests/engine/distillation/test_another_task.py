@@ -100,16 +100,16 @@ def test_an_end_to_end_heads_criterion_counts_on_after_a_resume(alpha, settings)
         assert isinstance(own, E2ELoss)
         counts.append((trainer.epoch, own.updates, own.o2m))
 
-    settings = {**settings, "model": "yolo26n.yaml", "epochs": 4, "distill_alpha": alpha, "distill_beta": 1}
+    settings = {**settings, "model": "yolo26n.yaml", "epochs": 3, "distill_alpha": alpha, "distill_beta": 1}
     whole = train(settings, FeatureDetectionTrainer, on_train_epoch_start=note)
     expected, counts[:] = list(counts), []
     with pytest.raises(Stopped):
-        train({**settings, "name": "stopped"}, FeatureDetectionTrainer, on_fit_epoch_end=stop_after(1))
+        train({**settings, "name": "stopped"}, FeatureDetectionTrainer, on_fit_epoch_end=stop_after(0))
     last = whole.save_dir.parent / "stopped" / "weights" / "last.pt"
     train({"resume": str(last)}, FeatureDetectionTrainer, on_train_epoch_start=note)
-    assert [epoch for epoch, *_ in expected] == [updates for _, updates, _ in expected] == [0, 1, 2, 3]
-    assert len({share for *_, share in expected}) == 4
-    assert counts == expected[2:]
+    assert [epoch for epoch, *_ in expected] == [updates for _, updates, _ in expected] == [0, 1, 2]
+    assert len({share for *_, share in expected}) == 3
+    assert counts == expected[1:]
 
 
 def test_an_end_to_end_heads_criterion_counts_on_after_recovery_from_nan(settings):
@@ -154,13 +154,11 @@ def test_what_else_upstreams_detectors_do(settings, tmp_path):
         "plots": True,
         "multi_scale": 0.25,
         "save_period": 1,
-        "epochs": 2,
-        "fraction": 1.0,
     }
     ours = train({**settings, **more}, FeatureDetectionTrainer)
     plain = {k: v for k, v in settings.items() if k not in {"teacher", "response_distill"}}
     theirs = train({**plain, "project": str(tmp_path / "plain"), **more}, DetectionTrainer)
-    assert len(ours.train_loader.dataset) == 32
+    assert len(ours.train_loader.dataset) == round(0.34 * 32)
     assert {f.name for f in ours.save_dir.rglob("*")} == {f.name for f in theirs.save_dir.rglob("*")}
     for name in ("best.pt", "last.pt"):
         a, b = (torch.load(t.wdir / name, weights_only=False) for t in (ours, theirs))

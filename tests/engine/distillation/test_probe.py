@@ -23,8 +23,9 @@ CLASSES = [f"digit {c}" for c in range(10)]
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch):
-    """One view of each image is enough to tell what is done from what is not."""
+    """One view of each image, and two strengths, are enough to tell what is done from what is not."""
     monkeypatch.setattr(probe, "MOST_ANSWERS", 200)
+    monkeypatch.setattr("ultralytics.nn.distillation.probe.STRENGTHS", (1e-3, 1e-2))
 
 
 @pytest.fixture(scope="module")
