@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.engine.distillation.compare import table, train_students
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.sources.base import without_folders
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -70,7 +71,12 @@ def main(arguments: list[str]) -> None:
     check_variants(variants)
 
     output = Path(settings["output"])
-    setting = {**training, **distillation, "teacher": shown(settings["teacher"]), "part": settings["part"]}
+    setting = {
+        **training,
+        **distillation,
+        "teacher": without_folders(settings["teacher"] or "timm:tf_efficientnet_lite2"),
+        "part": settings["part"],
+    }
     setting["data"] = Path(settings["data"]).name
     setting["model"] = Path(training["model"]).name
     report = begin_report(output, setting)
@@ -105,12 +111,6 @@ def take_part(data: Path, part: str) -> Path:
             if not (own / file.name).exists():
                 (own / file.name).symlink_to(file.resolve())
     return folder
-
-
-def shown(teacher: str | None) -> str:
-    """Return a teacher's name without the folder of its weights."""
-    name, _, file = str(teacher or "timm:tf_efficientnet_lite2").partition("@")
-    return f"{name}@{Path(file).name}" if file else name
 
 
 def efficientnet() -> str:
