@@ -28,13 +28,13 @@ class Backbone(nn.Module):
 
 
 def squeezenet(folder, teacher):
-    """Its head is a convolution, so it is taken for features as a whole."""
+    """Its head is a convolution, which is left out."""
     torch.save(torchvision.models.squeezenet1_1(num_classes=40).state_dict(), folder / "w.pth")
     return f"torchvision:squeezenet1_1@{folder / 'w.pth'}"
 
 
 def two_heads(folder, teacher):
-    """Neither makes the answer, which is their mean."""
+    """Neither makes the answer, which is their mean: both are left out."""
     network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=7, img_size=64)
     torch.save(network.state_dict(), folder / "w.pth")
     return {"teacher": f"timm:deit_tiny_distilled_patch16_224@{folder / 'w.pth'}", "teacher_imgsz": 64}
@@ -105,12 +105,19 @@ def test_weights_without_a_head_are_only_for_who_gets_one(tmp_path):
         ClassificationTeacher(torchvision_headless(tmp_path, None))
 
 
-@pytest.mark.parametrize(("source", "warned"), [(squeezenet, "40 answers"), (teachers.torchvision_file, None)])
-def test_that_nothing_but_class_scores_is_seen_is_warned_of(source, warned, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("source", "features"), [(squeezenet, 512), (two_heads, 192), (timm_headless, 192)])
+def test_the_head_sees_what_class_scores_are_made_of(source, features, tmp_path):
+    assert fitted(source(tmp_path, None), tmp_path).linear.in_features == features
+
+
+@pytest.mark.parametrize(("classes", "warned"), [(31, True), (32, False)])
+def test_that_next_to_nothing_is_seen_is_warned_of(classes, warned, tmp_path, monkeypatch):
+    """Of a network in Python no one knows which layer is its head, but of one that makes its answer."""
     said = []
     monkeypatch.setattr(LOGGER, "warning", said.append)
-    fitted(source(tmp_path, None), tmp_path)
-    assert [warned in text for text in said] == ([True] if warned else [])
+    head = nn.Sequential(nn.Linear(8, classes), nn.LayerNorm(classes))
+    fitted(nn.Sequential(teachers.seen(Backbone()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), tmp_path)
+    assert [f"no more than its {classes} answers" in text for text in said] == [True] * warned
 
 
 def test_ultralytics_opens_it_as_its_own(teacher, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.distillation.probe import ProbedNetwork, find_head, put_head
 from ultralytics.nn.distillation.sources import Source
+from ultralytics.nn.distillation.sources.libraries import head_layers, without_layers
 from ultralytics.nn.distillation.sources.probed import Head, save_probed
 from ultralytics.nn.distillation.teacher import Teacher
 from ultralytics.utils import LOGGER
@@ -45,18 +46,25 @@ class ProbeableTeacher(Teacher):
                 f"'teacher_probe=True' needs the features inside the teacher, but 'teacher={self.source}' is an "
                 f"exported file, which gives answers only. Give the checkpoint that it was exported from."
             )
-        known = len(self.names or ()), getattr(self.model, "num_classes", None)
+        scores = len(self.names or ()), getattr(self.model, "num_classes", None)
         if isinstance(self.model, ProbedNetwork):  # fitted for other classes before
-            self.model, known = self.model.network, ()
+            self.model, scores = self.model.network, ()
+
+        def find() -> tuple[str, int]:
+            return find_head(self.model, lambda: self.first_answer(imgsz, channels))
+
         try:
-            self.layer, features = find_head(self.model, lambda: self.first_answer(imgsz, channels))
+            self.layer, features = find()
+            if not self.layer and features in scores and self.recipe:  # of several heads, or of a convolution
+                self.recipe = {**self.recipe, "without": head_layers(self.recipe)}
+                without_layers(self.model, self.recipe["without"])
+                self.layer, features = find()
         except TypeError as e:
             raise ValueError(f"'teacher={self.source}' has no features for 'teacher_probe=True': {e}.") from e
-        if not self.layer and (features < FEW or features in known):
+        if not self.layer and features < FEW:
             LOGGER.warning(
                 f"'teacher={self.source}' shows a head no more than its {features} answers, as no linear layer makes "
-                f"them, so the head may know little. Give the network without its head, e.g. one of timm with "
-                f"'num_classes=0'."
+                f"them, so the head may know little. Give the network without its own head."
             )
         self.model = put_head(self.model, self.layer, features, len(names))
         self.names, self.waits_for_head = list(names), True

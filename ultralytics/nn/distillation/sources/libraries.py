@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ultralytics.nn.distillation.class_names import imagenet_names
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file, load_safetensors, regular_file
 from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
 
-__all__ = ("LIBRARIES", "OPTIONS", "build_network", "timm_recipe", "without_layers")
+__all__ = ("LIBRARIES", "OPTIONS", "build_network", "head_layers", "timm_recipe", "without_layers")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPTIONS = ("transform_input", "aux_logits")  # of TorchVision's Inception networks, with and without weights
@@ -134,6 +134,24 @@ def build_network(
     )
 
 
+def head_layers(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the names of the layers that make the class scores of a library's network, see `Source`."""
+    library, _, name = recipe["network"].partition(":")
+    weights = _head_weights(lambda n: build_network(library, name, recipe["side"], recipe["options"], n))
+    return _layers_of(weights)
+
+
+def _head_weights(build: Callable[[int], nn.Module]) -> list[str]:
+    """Return the names of the weights of a network that grow with the number of its classes."""
+    two, three = (build(classes).state_dict() for classes in (2, 3))
+    return [k for k, v in two.items() if three[k].shape != v.shape]
+
+
+def _layers_of(weights: Iterable[str]) -> list[str]:
+    """Return the names of the layers that have weights of these names."""
+    return sorted({name.rpartition(".")[0] for name in weights})
+
+
 def without_layers(network: nn.Module, layers: Sequence[str]) -> nn.Module:
     """Return a network in which the layers of these names give what they are given.
 
@@ -165,16 +183,15 @@ def _open_weights(
     state = {WRAPPERS.sub("", k): v for k, v in saved.items() if k != "n_averaged"}
     network = build(2)
     resized = imgsz if fixed_imgsz(network) else None
-    expected, other = build(2, resized).state_dict(), build(3, resized).state_dict()
-    # The head is what grows with the number of classes; only a head that is there as a whole is built
-    head = [k for k, v in expected.items() if other[k].shape != v.shape]
+    expected, head = build(2, resized).state_dict(), _head_weights(lambda classes: build(classes, resized))
+    # Only a head that is there as a whole is built
     sizes = {len(state[k]) if state[k].ndim else 0 for k in head if k in state}
     recipe: dict[str, Any] = {}
     if len(sizes) == 1 and all(k in state and state[k].shape[1:] == expected[k].shape[1:] for k in head):
         recipe["classes"] = max(*sizes, 1)
         network = build(recipe["classes"], resized)
     elif grows_head and not sizes:
-        recipe = {"classes": None, "without": sorted({k.rpartition(".")[0] for k in head})}
+        recipe = {"classes": None, "without": _layers_of(head)}
         network = without_layers(build(2, resized), recipe["without"])
     expected = network.state_dict()
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
