@@ -75,7 +75,8 @@ def test_without_it_the_refusal_names_it_first(settings):
 def test_a_run_fits_a_head_and_is_the_run_with_the_fitted_teacher(settings, fits, said, tmp_path, monkeypatch):
     """The teacher is whole in the run folder, and what is fitted before training leaves its random stream alone."""
     monkeypatch.setattr(probe, "MOST_ANSWERS", 1000)
-    run = train(settings)
+    run = train({**settings, "plots": True})
+    assert "best.pt + fitted head" in (run.save_dir / "distillation.html").read_text()
     (features, labels, index, classes, _), *more = fits
     assert not more
     assert features.shape == (200 * probe.VIEWS, 1280)  # all images, in the views that training would draw
@@ -112,7 +113,8 @@ def test_the_student_is_the_same_whether_a_head_is_fitted_or_found(settings, tea
     assert same(weights(first.last), weights(second.last))
 
 
-def test_a_killed_run_is_resumed_bit_for_bit_and_its_head_is_fitted_once(settings, fits, tmp_path):
+def test_a_killed_run_is_resumed_bit_for_bit_and_its_head_is_fitted_once(settings, fits, teacher, tmp_path):
+    settings |= {"teacher": teachers.timm_safetensors(tmp_path, teacher)}
     whole = train({**settings, "project": str(tmp_path / "whole")})
     with pytest.raises(Stopped):
         train(settings, on_fit_epoch_end=stop_after(0))
