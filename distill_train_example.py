@@ -119,7 +119,7 @@ def measure(
     if trainer_class is not DistillationClassificationTrainer:
         network, data = YOLO(args.teacher).model, check_det_dataset(training["data"])
         alike = list(network.names.values()) == list(data["names"].values())  # upstream compares by index
-        alike = alike and network.yaml.get("kpt_shape") == data.get("kpt_shape")
+        alike = alike and network.yaml.get("kpt_shape") in (None, data.get("kpt_shape"))
         unknown = {
             "parameters": sum(p.numel() for p in network.parameters()),
             trainer_class.task.score.key: float("nan"),

@@ -173,7 +173,11 @@ def test_the_first_error_is_raised():
         ({"distill_alpha": 0}, "has no effect on this run"),
         ({"response_method": "nkd", "temperature": 3}, "'temperature=3' has no effect"),
         ({"feature_weight": 5, "feature_distill": False}, "'feature_weight=5' has no effect, as 'feature_distill'"),
-        ({"attention_weight": 5, "attention_distill": False}, "Set 'attention_distill=True'"),
+        ({"attention_weight": 5, "attention_distill": False}, "'attention_weight=5' has no effect"),
+        (
+            {"box_weight": 5, "mask_weight": 2},
+            "'box_weight=5' has no effect, as 'box_distill' is False here. 'mask_weight",
+        ),
         ({"feature_weight": 5}, None),
         ({"feature_weight": 0, "feature_distill": False}, None),
         ({"follows": True}, "holds the student to what it knows"),

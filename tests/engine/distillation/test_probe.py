@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ultralytics import YOLO
 from ultralytics.data.distillation.wrapped import WrappedDataset
 from ultralytics.engine.distillation import probe
 from ultralytics.engine.distillation.answers import fingerprint
+from ultralytics.engine.distillation.planner import resumed_arguments
 from ultralytics.engine.distillation.run_files import locked
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, YAML
@@ -131,20 +133,38 @@ def test_a_run_that_was_moved_or_is_given_its_teacher_again_goes_on(settings, fi
     with pytest.raises(Stopped):
         train({**settings, "fraction": 0.3}, on_fit_epoch_end=stop_after(0))
     (last,) = Path(settings["project"]).glob("*/weights/last.pt")
-    moved = Path(shutil.copytree(last.parents[1], tmp_path / "moved")) / "weights" / "last.pt"
+    moved = Path(shutil.copytree(last.parents[1], tmp_path / "far" / "away" / "moved")) / "weights" / "last.pt"
     again = train({"resume": str(last), "teacher": str(teacher)})
     assert same(weights(again.last), weights(whole.last))
     shutil.rmtree(last.parents[1])
     assert DistillationClassificationTrainer(overrides={"resume": str(moved)}).args.teacher == str(
-        head_of(tmp_path / "moved")
+        head_of(moved.parents[1])
     )
     assert len(fits) == 2
     other = tmp_path / "other.pt"
     network = torch.load(teacher, weights_only=False)
     network["model"].model[0].conv.weight.data *= 1.5
     torch.save(network, other)
-    with pytest.raises(ValueError, match="the training images or the teacher are others"):
+    DistillationClassificationTrainer(overrides={**settings, "teacher": str(other), "fraction": 0.3}).fit_heads()
+    with pytest.raises(ValueError, match="the training images or the teacher are others"):  # though a head lies beside
         train({"resume": str(moved), "teacher": str(other)})
+    assert same(weights(train({"resume": str(moved), "teacher": str(teacher)}).last), weights(whole.last))
+
+
+def test_only_what_a_run_fitted_itself_is_looked_for_beside_its_weights(tmp_path):
+    """Not the student's own checkpoint, whatever its teacher was called."""
+    for name in ("best.pt", "probe-1.pt"):
+        (tmp_path / name).touch()
+    training = SimpleNamespace(resume=str(tmp_path / "last.pt"), teacher_probe=True)
+    old = tmp_path / "old" / tmp_path.name
+    for teacher, found in (
+        (str(old / "probe-1.pt"), str(tmp_path / "probe-1.pt")),
+        (str(old / "probe-2.pt"), str(old / "probe-2.pt")),
+        (str(old / "best.pt"), str(old / "best.pt")),
+        (f"timm:resnet18@{old / 'best.pt'}", f"timm:resnet18@{old / 'best.pt'}"),
+    ):
+        training.teacher = teacher
+        assert resumed_arguments({}, training)["teacher"] == found
 
 
 def test_two_that_fit_heads_in_one_folder_are_kept_apart(settings):
@@ -205,19 +225,22 @@ def another_image(data):
         ({"imgsz": 64}, True),
         ({"auto_augment": "augmix"}, True),
         ({"teacher_mean": 0.5}, True),
+        ({"teacher_imgsz": 64}, True),
         ({"fraction": 0.5}, True),
         (another_image, True),
         (lambda data: next(data.glob("train/digit 3/*")).unlink(), True),
         (lambda data: [x.rename(x.with_name("digit 3b")) for x in data.glob("*/digit 3")], True),
+        (lambda data: (data / "train" / "zebra").rename(data / "train" / "cow"), True),
     ],
     ids=[
-        *("same", "of no matter", "another size", "other views", "another mean", "fewer images"),
-        *("another image", "an image less", "another class"),
+        *("same", "of no matter", "another size", "other views", "another mean", "the teacher's size", "fewer images"),
+        *("another image", "an image less", "another class", "another class without images"),
     ],
 )
 def test_a_later_run_takes_it_from_an_earlier_one(change, fitted, settings, fits, said, tmp_path):
     """On the same images of the same teacher."""
     settings["data"] = str(shutil.copytree(settings["data"], tmp_path / "own"))
+    (tmp_path / "own" / "train" / "zebra").mkdir()
     first = DistillationClassificationTrainer(overrides=settings)
     first.fit_heads()
     if callable(change):

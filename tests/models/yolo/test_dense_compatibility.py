@@ -45,6 +45,7 @@ WORKS = {
     "multi_scale=0.5": lambda run, _: len({x.shape for x in run.images}) > 1,
     "rect=True": lambda run, _: run.trainer.train_loader.dataset.rect,
     "single_cls=True": lambda run, _: run.classes == {0} and set(run.trainer.distiller.weights) == {"attention_loss"},
+    "single_cls=True classes=[2]": lambda run, _: run.classes == {0} == {*run.trainer.plan.data["names"]},
     "classes=[0,1]": lambda run, _: run.classes == {0, 1} == set(run.trainer.plan.teacher.classes),
     "freeze=3": lambda run, _: (
         [torch.equal(run.begun[k], run.ended[k]) for k in (f"model.{i}.conv.weight" for i in (0, 1, 3))]

@@ -117,7 +117,7 @@ def test_that_next_to_nothing_is_seen_is_warned_of(classes, warned, tmp_path, mo
     monkeypatch.setattr(LOGGER, "warning", said.append)
     head = nn.Sequential(nn.Linear(8, classes), nn.LayerNorm(classes))
     fitted(nn.Sequential(teachers.seen(Backbone()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), tmp_path)
-    assert [f"no more than its {classes} answers" in text for text in said] == [True] * warned
+    assert [f"no more than its answer, {classes} values" in text for text in said] == [True] * warned
 
 
 def test_ultralytics_opens_it_as_its_own(teacher, tmp_path):
@@ -164,6 +164,13 @@ def test_a_timm_network_that_timm_would_not_build_alike(tmp_path):
         else:
             with pytest.raises(TypeError, match="no library builds"):
                 ClassificationTeacher(str(tmp_path / "probe.pt"))
+
+
+def test_of_several_levels_of_timms_the_last_is_seen():
+    network = teachers.seen(timm.create_model("resnet18", features_only=True))
+    own = ClassificationTeacher(network, grows_head=True)
+    own.grow_head(CLASSES, 64, 3)
+    assert own.linear.in_features == 512
 
 
 def test_a_head_of_something_else_is_refused(teacher, tmp_path):

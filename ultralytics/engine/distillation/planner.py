@@ -45,9 +45,11 @@ def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str
 
 
 def _moved(teacher: Any, weights: Path) -> Any:
-    """Return a teacher that was kept with a run, where the run's weights lie now."""
-    own = weights / Path(str(teacher)).name
-    return str(own) if own.is_file() and not Path(str(teacher)).exists() else teacher
+    """Return a teacher with a head that was fitted in a run, where the run's weights lie now."""
+    file = Path(str(teacher))
+    own = weights / file.name
+    was_there = file.name.startswith("probe-") and file.parent.name == weights.name
+    return str(own) if was_there and own.is_file() and not file.exists() else teacher
 
 
 def make_plan(

@@ -80,22 +80,25 @@ def _find_or_fit(
 ) -> tuple[Path, str]:
     """Give a teacher its head, and return the file of both and a sentence about it."""
     _, images = task.identify(plan, views)
-    side, classes = member.imgsz or plan.imgsz, len(plan.data["names"])
+    classes = len(plan.data["names"])
     example = torch.rand(2, plan.data["channels"], plan.imgsz, plan.imgsz, generator=torch.Generator().manual_seed(0))
     key = cache_key(
         teacher=member.content_hash,
         # Two networks in Python may have the same weights and say different things
         features=[member.layer, *fingerprint(member.features(example))],
-        imgsz=side,
+        imgsz=member.imgsz or plan.imgsz,
+        classes=plan.data["names"],  # also of those without images
         normalization=member.normalization,
-        classes=plan.data["names"],
         views=VIEWS,
         format=FORMAT,
         **images,
     )
     file = folder / f"probe-{key[:16]}.pt"
-    runs = folder.parent.parent
-    beside = [found for place in (runs, runs.parent) for found in sorted(place.glob(f"*/{folder.name}/{file.name}"))]
+    if plan.resumed:  # its own alone: another's may be of another teacher
+        beside = [Path(plan.training.resume).parent / file.name]
+    else:
+        places = (folder.parents[1], folder.parents[2])
+        beside = [found for place in places for found in sorted(place.glob(f"*/{folder.name}/{file.name}"))]
     for found in filter(Path.exists, [file, *beside]):
         try:
             member.wear_head(read_head(str(found), member.trusted))

@@ -152,11 +152,13 @@ def _temperature_has_no_effect(plan: Plan) -> str | None:
 
 def _weight_of_nothing(plan: Plan) -> str | None:
     losses = ("feature", "attention", *DENSE_LOSSES)
-    for name, loss in (("feature_method", "feature"), *((f"{loss}_weight", loss) for loss in losses)):
-        value, switch = getattr(plan.args, name), f"{loss}_distill"
-        if name in plan.given and value and not getattr(plan.args, switch):
-            return f"'{name}={value}' has no effect, as '{switch}' is False here. Set '{switch}=True' to use it."
-    return None
+    settings = ("feature_method", "feature"), *((f"{loss}_weight", loss) for loss in losses)
+    idle = [
+        f"'{name}={value}' has no effect, as '{loss}_distill' is False here."
+        for name, loss in settings
+        if name in plan.given and (value := getattr(plan.args, name)) and not getattr(plan.args, f"{loss}_distill")
+    ]
+    return " ".join(idle) or None
 
 
 def _teacher_has_no_effect(plan: Plan) -> str | None:

@@ -75,6 +75,23 @@ class DistillationTask:
             f"'teacher_probe=True' fits a head that names images, and the task '{self.name}' has none. Leave it out."
         )
 
+    def check_student(self, given: str, task: str | None) -> None:
+        """Refuse a student of another task.
+
+        Args:
+            given (str): What names the student, e.g. "model=yolo11n.yaml".
+            task (str, optional): Its task; None if that is not known.
+
+        Raises:
+            ValueError: If it is of another.
+        """
+        if task not in {None, self.name}:
+            raise ValueError(
+                f"'{given}' is of the task '{task}', and this trainer is for '{self.name}'. Give a model of that task, "
+                f"e.g. 'model={Path(self.teacher_class.expected.example).stem}.yaml', or let 'python train.py' take "
+                f"the trainer of the model's."
+            )
+
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
         """Refuse a dataset that cannot be trained on, in words that upstream lacks."""
 

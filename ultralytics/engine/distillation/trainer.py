@@ -110,9 +110,8 @@ class DistillationTrainer(GuardedTrainer):
         arguments like any other.
         """
         super()._check_arguments()
-        self._check_task(
-            f"{'resume' if self.resume else 'model'}={self.args.resume or self.args.model}", self.args.task
-        )
+        if self.resume:
+            self.task.check_student(f"resume={self.args.resume}", self.args.task)
         arguments, self._given = self._given, {}
         given = frozenset(arguments)
         if self.resume:
@@ -158,22 +157,9 @@ class DistillationTrainer(GuardedTrainer):
                 f"Give one as the student, e.g. 'model={Path(self.task.teacher_class.expected.example).stem}.yaml'."
             )
         network = load_checkpoint(model)[0].yaml if suffix == ".pt" else yaml_model_load(model)
-        self._check_task(f"model={self.args.model}", guess_model_task(network))
+        self.task.check_student(f"model={self.args.model}", guess_model_task(network))
         self.data = data  # where upstream's `get_model` looks for classes and channels
         return self.get_model(cfg=network, verbose=False)
-
-    def _check_task(self, given: str, task: str | None) -> None:
-        """Refuse a student of another task, if it is known.
-
-        Raises:
-            ValueError: If it is of another.
-        """
-        if task not in {None, self.task.name}:
-            raise ValueError(
-                f"'{given}' is of the task '{task}', and this trainer is for '{self.task.name}'. Give a model of that "
-                f"task, e.g. 'model={Path(self.task.teacher_class.expected.example).stem}.yaml', or the trainer of the "
-                f"model's, as 'python train.py' does."
-            )
 
     def get_validator(self):
         """Return upstream's validator, given only the arguments that it knows."""

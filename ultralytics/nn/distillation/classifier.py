@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ultralytics.data.distillation.wrapped import spaced_batches
 from ultralytics.nn.distillation.class_names import match_classes, some
 from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.probe import part_of
 from ultralytics.nn.distillation.probeable import ProbeableTeacher
 from ultralytics.nn.distillation.sources import CLASSIFIER
 from ultralytics.nn.distillation.taps import FeatureLevel
@@ -35,7 +36,7 @@ class ClassificationTeacher(ProbeableTeacher):
     def read(self, output: Any) -> Tensor:
         """Return the logits, of shape (B, C), in what the network gives in eval mode."""
         if isinstance(output, (tuple, list)):  # an Ultralytics classifier gives (probabilities, logits)
-            output = output[isinstance(self.model, ClassificationModel)]
+            output = output[1] if isinstance(self.model, ClassificationModel) else part_of(output)
         logits = getattr(output, "logits", output)
         if self._gives_probabilities:
             logits = logits.float().clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.distillation.taps import is_channels_last
 
-__all__ = ("STRENGTHS", "FittedHead", "ProbedNetwork", "find_head", "fit_head", "put_head")
+__all__ = ("STRENGTHS", "FittedHead", "ProbedNetwork", "find_head", "fit_head", "part_of", "put_head")
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 1))  # of which one is chosen: scikit-learn's C, small is strongly regular
 FOLDS = 3
@@ -56,17 +56,21 @@ class ProbedNetwork(nn.Module):
         return self.head(pooled(self.network(images)))
 
 
-def pooled(answer: Any) -> Tensor:
-    """Return features of shape (B, d): a network's answer, averaged over positions or tokens.
+def part_of(answer: Any) -> Any:
+    """Return of an answer in several parts the first, and of several maps the last, which has seen most."""
+    if not isinstance(answer, (tuple, list)) or not answer:
+        return answer
+    maps = all(isinstance(part, Tensor) and part.ndim == 4 for part in answer)
+    return answer[-1 if maps else 0]
 
-    Of several parts it is the first, of several maps the last, which has seen most.
+
+def pooled(answer: Any) -> Tensor:
+    """Return features of shape (B, d): what counts of a network's answer, averaged over positions or tokens.
 
     Raises:
         TypeError: If it is no tensor of 2 to 4 dimensions.
     """
-    if isinstance(answer, (tuple, list)) and answer:
-        maps = all(isinstance(part, Tensor) and part.ndim == 4 for part in answer)
-        answer = answer[-1 if maps else 0]
+    answer = part_of(answer)
     answer = getattr(answer, "logits", answer)
     if not isinstance(answer, Tensor) or not 2 <= answer.ndim <= 4:
         raise TypeError(f"an answer of type {type(answer).__name__} holds no features")

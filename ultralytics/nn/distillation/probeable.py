@@ -61,10 +61,11 @@ class ProbeableTeacher(Teacher):
                 self.layer, features = find()
         except TypeError as e:
             raise ValueError(f"'teacher={self.source}' has no features for 'teacher_probe=True': {e}.") from e
-        if not self.layer and features < FEW:
+        if not self.layer and (features < FEW or (features in scores and not self.recipe)):
             LOGGER.warning(
-                f"'teacher={self.source}' shows a head no more than its {features} answers, as no linear layer makes "
-                f"them, so the head may know little. Give the network without its own head."
+                f"'teacher={self.source}' shows a head no more than its answer, {features} values of an image, as no "
+                f"linear layer makes them: if they are scores of classes, it knows little else. Give the network "
+                f"without its own head."
             )
         self.model = put_head(self.model, self.layer, features, len(names))
         self.names, self.waits_for_head = list(names), True

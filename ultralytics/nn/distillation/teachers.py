@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -147,8 +147,8 @@ class SelfTeacher:
         """Answer as a network does from now on."""
         self._teacher = self._teacher_class(Source(self.source, network))
 
-    def align(self, names: Sequence[str]) -> list[str]:
-        """Know all classes of a dataset; there is nothing to say of it."""
+    def align(self, names: Sequence[str], chosen: Collection[int] | None = None) -> list[str]:
+        """Know all classes of a dataset, of those that are not trained on as little as its student."""
         self.classes = list(range(len(names)))
         return []
 

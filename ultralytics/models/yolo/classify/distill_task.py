@@ -55,6 +55,12 @@ def _mixtures_do_not_repeat(plan: Plan) -> Exception | None:
     )
 
 
+def _has_images(folder: Path) -> bool:
+    """Tell whether there is what torchvision takes for an image in a folder, or in those inside."""
+    walk = os.walk(folder, followlinks=True)
+    return any(Path(file).suffix.lower() in IMG_EXTENSIONS for *_, files in walk for file in files)
+
+
 class ClassificationTask(DistillationTask):
     """A classifier learns logits and feature maps of one classifier, or of several averaged."""
 
@@ -79,8 +85,7 @@ class ClassificationTask(DistillationTask):
             ValueError: If fewer than two classes have images, or a teacher has no features.
         """
         names, folder = read_names(plan.data["names"]), Path(plan.data["train"])
-        images = (any(f.suffix.lower() in IMG_EXTENSIONS for f in x.rglob("*")) for x in folder.iterdir() if x.is_dir())
-        if sum(images) < 2 or len(names) < 2:
+        if sum(_has_images(x) for x in folder.iterdir() if x.is_dir()) < 2 or len(names) < 2:
             raise ValueError(
                 f"'teacher_probe=True' fits a head on labels, but '{folder}' has images of fewer than two classes. Put "
                 f"them into a folder for each class, or leave it out."

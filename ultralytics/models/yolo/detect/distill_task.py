@@ -103,7 +103,8 @@ class DetectionTask(DistillationTask):
         """Match classes by name and heads by what they say; what cannot be compared is switched off or refused."""
         if not plan.args.uses_answer:
             return plan, []
-        chosen = None if plan.training.classes is None else as_list(plan.training.classes)  # its labels alone are read
+        chosen = plan.training.classes  # whose labels alone are read, to be made one by `single_cls`
+        chosen = None if chosen is None or plan.training.single_cls else as_list(chosen)
         notes = plan.teacher.align(names, chosen)
         try:
             own = DenseHead.of(student)

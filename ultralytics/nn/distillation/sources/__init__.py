@@ -18,9 +18,9 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
-EXPORTED = {".onnx", ".torchscript"}
-
 __all__ = ("CLASSIFIER", "Expected", "Source", "hash_file", "open_source")
+
+EXPORTED = {".onnx", ".torchscript"}  # suffixes of files that give answers only
 
 
 def open_source(

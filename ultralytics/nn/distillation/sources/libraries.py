@@ -93,7 +93,10 @@ LIBRARIES: dict[str, Callable[[str, str, int | None, bool, bool], Source]] = {
 def timm_recipe(network: nn.Module) -> dict[str, Any] | None:
     """Return how timm builds a network of its own, None for another."""
     architecture = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
-    return architecture and {**_recipe(f"timm:{architecture}", network), "classes": network.num_classes}
+    return architecture and {
+        **_recipe(f"timm:{architecture}", network),
+        "classes": getattr(network, "num_classes", None),
+    }
 
 
 def _recipe(name: str, network: nn.Module) -> dict[str, Any]:
@@ -137,14 +140,13 @@ def build_network(
 def head_layers(recipe: Mapping[str, Any]) -> list[str]:
     """Return the names of the layers that make the class scores of a library's network, see `Source`."""
     library, _, name = recipe["network"].partition(":")
-    weights = _head_weights(lambda n: build_network(library, name, recipe["side"], recipe["options"], n))
-    return _layers_of(weights)
+    two, three = (build_network(library, name, recipe["side"], recipe["options"], n).state_dict() for n in (2, 3))
+    return _layers_of(_growing(two, three))
 
 
-def _head_weights(build: Callable[[int], nn.Module]) -> list[str]:
-    """Return the names of the weights of a network that grow with the number of its classes."""
-    two, three = (build(classes).state_dict() for classes in (2, 3))
-    return [k for k, v in two.items() if three[k].shape != v.shape]
+def _growing(state: Mapping[str, Tensor], larger: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the weights that have another shape in a network of more classes."""
+    return [k for k, v in state.items() if larger[k].shape != v.shape]
 
 
 def _layers_of(weights: Iterable[str]) -> list[str]:
@@ -183,7 +185,9 @@ def _open_weights(
     state = {WRAPPERS.sub("", k): v for k, v in saved.items() if k != "n_averaged"}
     network = build(2)
     resized = imgsz if fixed_imgsz(network) else None
-    expected, head = build(2, resized).state_dict(), _head_weights(lambda classes: build(classes, resized))
+    network = build(2, resized) if resized else network
+    expected = network.state_dict()
+    head = _growing(expected, build(3, resized).state_dict())
     # Only a head that is there as a whole is built
     sizes = {len(state[k]) if state[k].ndim else 0 for k in head if k in state}
     recipe: dict[str, Any] = {}
@@ -192,7 +196,7 @@ def _open_weights(
         network = build(recipe["classes"], resized)
     elif grows_head and not sizes:
         recipe = {"classes": None, "without": _layers_of(head)}
-        network = without_layers(build(2, resized), recipe["without"])
+        network = without_layers(network, recipe["without"])
     expected = network.state_dict()
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in expected]
