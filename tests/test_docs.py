@@ -119,6 +119,11 @@ def test_evidence_is_what_was_measured():
         ("fashion_response", "summary", "top-1", 2),
         ("dense_few", "summary", "mAP50-95", 5),
         ("dense_few", "test summary", "test mAP50-95", 5),
+        ("dense_all", "summary", "mAP50-95", 2),
+        ("dense_all", "test summary", "test mAP50-95", 2),
+        ("dense_segment", "summary", "mask mAP50-95", 3),
+        ("dense_pose", "summary", "pose mAP50-95", 3),
+        ("dense_obb", "summary", "mAP50-95", 3),
     ],
 )
 def test_what_todays_losses_reach_is_what_was_measured(name, what, words, seeds):
@@ -142,6 +147,20 @@ def test_the_cost_of_a_detectors_step_is_what_was_measured():
     show = load_benchmark("common").show
     for name, ratio in json.loads((ROOT / "benchmarks/results/dense_few.json").read_text())["cost"]["ratios"].items():
         assert f"| {name} | {show(ratio)} |" in text
+
+
+@pytest.mark.parametrize("manual", MANUALS)
+def test_what_each_loss_of_a_detector_gains_alone_is_what_was_measured(manual):
+    text = (ROOT / manual).read_text(encoding="utf-8")
+    lines = re.search(r"\| (switch|开关) \|.*?\n\n", text, re.DOTALL).group().splitlines()
+    for task, own in (("pose", "keypoint"), ("segment", "mask")):
+        summary = json.loads((ROOT / f"benchmarks/results/dense_{task}.json").read_text())["summary"]
+        losses = ("response", "box", "dfl", own, "attention")
+        for name in (own,) if task == "segment" else (*losses, "feature"):
+            off = " ".join(f"{x}_distill=False" for x in losses if x != name)
+            gain = summary[f"{off} feature_distill=True" if name == "feature" else off]["difference"]
+            (line,) = [x for x in lines if x.startswith(f"| `{name}_distill`")]
+            assert line.split(" | ")[3] == f"{gain:+.1f}"
 
 
 def test_links_lead_somewhere():

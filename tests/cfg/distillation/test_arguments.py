@@ -143,7 +143,7 @@ def test_one_value_serves_all_teachers_or_each_has_its_own():
 def test_no_loss_is_refused():
     with pytest.raises(ValueError, match="'distill_alpha=0' and 'distill_beta=0'"):
         DistillationArgs(distill_alpha=0, distill_beta=0)
-    with pytest.raises(ValueError, match="are off. Switch one on"):
+    with pytest.raises(ValueError, match=r"are off\. Switch one on"):
         DistillationArgs(response_distill=False, feature_weight=0, attention_distill=False)
     DistillationArgs(response_distill=False, feature_distill=False, attention_distill=False, distill_alpha=0)
 
