@@ -7,7 +7,8 @@ import torch
 from helpers import MANUALS, compatibility_table, compile_by_tracing, train
 from ultralytics.cfg.distillation import parse_arguments
 from ultralytics.models.distillation import TRAINERS
-from ultralytics.utils.torch_utils import is_qat, unwrap_model
+from ultralytics.utils import torch_utils
+from ultralytics.utils.torch_utils import unwrap_model
 
 
 class Watched:
@@ -57,7 +58,7 @@ WORKS = {
     "overlap_mask=False mask_ratio=2": lambda run, _: all(
         x["masks"].shape == (len(x["cls"]), 32, 32) for x in run.batches
     ),
-    "quantize=8": lambda run, _: is_qat(run.trainer.model),
+    "quantize=8": lambda run, _: torch_utils.is_qat(run.trainer.model),
     "compile=True": lambda run, _: hasattr(run.trainer.model, "_orig_mod"),
 }
 REFUSED = {
