@@ -78,6 +78,9 @@ def test_scenes_from_nothing(said, monkeypatch):
         DistillationArgs(teacher=str(teacher)), {"data": data, "imgsz": 64, "device": "cpu"}, TRAINERS["detect"]
     )
     assert (row["parameters"], round(100 * row["map"], 1)) == shown["teacher"]
+    said.clear()
+    example.main([*line, f"teacher={teacher}", "model=yolo11n.yaml", "name=again", "plots=False"])
+    assert table(said)["teacher"] == shown["teacher"]
 
 
 def test_a_teacher_of_other_keypoints_is_not_measured(prepared, tmp_path):

@@ -13,7 +13,7 @@ from ultralytics.utils import LOGGER, YAML
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("segment", "11")])
+@pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("segment", "11"), ("obb", "11")])
 def test_the_report_has_the_figures_of_upstreams_validation(task, family, learned, settings_of, tmp_path, monkeypatch):
     """Of a student that goes on from what has learned, and of a teacher that has not."""
     monkeypatch.setattr(distill_validation, "SURE", 0.01)
