@@ -46,7 +46,7 @@ def test_own_teacher_and_data(digits, teacher, said, tmp_path):
 @pytest.mark.slow
 def test_digits_from_nothing(said):
     """The whole command with fewer epochs and images: data, teacher, students, table."""
-    example.main(["epochs=2", "teacher_epochs=2", "device=cpu", "fraction=0.2"])
+    example.main(["epochs=1", "teacher_epochs=1", "device=cpu", "fraction=0.2"])
     images = list((example.datasets_folder() / "digits").rglob("*.png"))
     assert len(images) == 1797
     assert sum("train" in p.parts for p in images) == 1437

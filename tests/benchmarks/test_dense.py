@@ -52,7 +52,7 @@ def test_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     output = tmp_path / "dense.json"
     line = ["task=obb", f"data={data}", f"output={output}", "imgsz=64", "epochs=1", "batch=8", "device=cpu"]
     line += ["teacher_epochs=1", "start_epochs=1", "seeds=0", "repeats=1", "variants=plain,upstream,box_weight=0.5"]
-    line += ["fast=True", "fraction=0.5"]
+    line += ["fast=True", "fraction=0.5", "teacher_model=yolo11n-obb.yaml"]
     dense.main(line)
     report = json.loads(output.read_text())
     assert report["test"].keys() == report["map"].keys() == {"plain", "upstream", "box_weight=0.5"}

@@ -18,6 +18,7 @@ def test_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.modules["benchmarks.memory"], "MEMORY_KINDS", kinds := memory.MEMORY_KINDS[:2])
     output, data = tmp_path / "speed.json", write_digits(tmp_path / "digits", train=4, val=2)
     settings = ["imgsz=32", "batch=8", "repeats=3", "warmup=1", "device=cpu", "epochs=1", "memory=1", "pairs=s>n"]
+    settings.append("teacher_model=yolo11s-cls.yaml")
     speed.main([*settings, f"data={data}", f"output={output}"])
     report = json.loads(output.read_text())
     (result,), (pair,) = report["results"], report["pairs"]

@@ -25,6 +25,17 @@ def test_what_names_no_classes_is_refused(names, error):
         read_names(names)
 
 
+def test_names_in_yaml_are_what_is_written(tmp_path):
+    file = tmp_path / "names.yaml"
+    for text in ("names: [01, 08, no, 1e3, 1.50, ~]", 'names: {0: 01, 1: 08, 2: no, 3: "1e3", 4: 1.50, 5: ~}'):
+        file.write_text(text)
+        assert read_names(file) == ["01", "08", "no", "1e3", "1.50", "~"]
+        assert read_names(text.removeprefix("names: ")) == read_names(file)  # as on the command line
+    file.write_text("names: [a, b")
+    with pytest.raises(TypeError, match=r"names.yaml' is no YAML of class names"):
+        read_names(file)
+
+
 def test_a_missing_file_of_names(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_names(tmp_path / "names.yaml")
@@ -40,6 +51,9 @@ def test_a_missing_file_of_names(tmp_path):
         (["a", "A"], ["A", "a"], {0: 1, 1: 0}),  # letters: both know the same names
         (["a"], ["b"], {}),
         (["crane", "crane", "dog"], ["dog"], {0: 2}),  # what the dataset does not have may be ambiguous
+        (["caf\u00e9", "\u212bngstrom"], ["Cafe\u0301", "A\u030angstrom"], {0: 0, 1: 1}),  # composed or not
+        (["1", "False", "8"], ["08", "no", "01"], {1: 1, 2: 0}),  # as upstream's YAML reads 01 and no, unlike 08
+        (["8", "010", "a: b"], ["010", "8", "a: b", "07"], {0: 1, 1: 0, 2: 2}),  # what is the same comes first
     ],
 )
 def test_classes_are_matched_by_name(teacher, dataset, match):

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ultralytics.utils import ROOT, YAML
 from ultralytics.utils.checks import check_yaml
 
@@ -20,8 +22,9 @@ def read_names(names: Any) -> list[str]:
     """Return class names by index.
 
     Args:
-        names (Any): A list, a dict by index, or the path of a YAML file that holds either as `names`, as those of
-            datasets do.
+        names (Any): A list, a dict by index, either as text, e.g. `{0: cat, 1: dog}`, or the path of a YAML file that
+            holds either as `names`, as those of datasets do. Text is taken as it is written, also where YAML would read
+            a number, e.g. 01, or a truth value, e.g. no.
 
     Raises:
         FileNotFoundError: If the YAML file does not exist.
@@ -29,10 +32,16 @@ def read_names(names: Any) -> list[str]:
         ValueError: If indices are missing.
     """
     if isinstance(names, (str, Path)):
-        if not str(names).lower().endswith((".yaml", ".yml")):
-            raise TypeError(f"Class names must be a list, a dict or a YAML file of them, but are '{names!s:.100}'.")
-        content = YAML.load(check_yaml(str(names)))
-        names = content.get("names", content)
+        text = str(names)
+        if text.lower().endswith((".yaml", ".yml")):
+            text = Path(check_yaml(text)).read_text(encoding="utf-8", errors="ignore")
+        elif not text.startswith(("[", "{")):
+            raise TypeError(f"Class names must be a list, a dict or a YAML file of them, but are '{text:.100}'.")
+        try:
+            content = yaml.load(text, yaml.BaseLoader)  # in which every value is text
+        except yaml.YAMLError as e:
+            raise TypeError(f"'{names!s:.100}' is no YAML of class names ({' '.join(str(e).split()):.100}).") from e
+        names = content.get("names", content) if isinstance(content, dict) else content
     if isinstance(names, Mapping):
         by_index = {int(index): name for index, name in names.items()} if all(map(_is_index, names)) else {}
         if sorted(by_index) != list(range(len(names))):
@@ -53,8 +62,10 @@ def imagenet_names() -> list[str]:
 def match_classes(teacher: Sequence[str], dataset: Sequence[str]) -> dict[int, int]:
     """Match a dataset's classes to a teacher's by name.
 
-    Case, spaces and underscores do not matter, unless both know exactly the same names. A dataset whose folders are
-    ImageNet's identifiers, e.g. `n01440764`, finds them in a teacher of ImageNet's 1000 classes.
+    Case, spaces, underscores and Unicode's normal forms do not matter, unless both know exactly the same names. What
+    has no partner so is matched as YAML reads it, which upstream does to a dataset's names: 01 and 1, no and False. A
+    dataset whose folders are ImageNet's identifiers, e.g. `n01440764`, finds them in a teacher of ImageNet's 1000
+    classes.
 
     Args:
         teacher (Sequence[str]): The teacher's class names by index.
@@ -71,33 +82,47 @@ def match_classes(teacher: Sequence[str], dataset: Sequence[str]) -> dict[int, i
         teacher = identifiers
     if len(set(teacher)) == len(teacher) and set(teacher) == set(dataset):
         return {i: teacher.index(name) for i, name in enumerate(dataset)}
-    theirs, ours = _by_key(teacher), _by_key(dataset)
-    shared = [key for key in ours if key in theirs]
-    ambiguous = [
-        f"'{dataset[i]}' and '{teacher[j]}'"
-        for key in shared
-        for i in ours[key]
-        for j in theirs[key]
-        if len(ours[key]) > 1 or len(theirs[key]) > 1
-    ]
-    if ambiguous:
-        raise ValueError(
-            f"Classes of the dataset and the teacher match in several ways, as case, spaces and underscores do not "
-            f"count: {', '.join(ambiguous)}. Name the teacher's classes with 'teacher_names'."
-        )
-    return {ours[key][0]: theirs[key][0] for key in shared}
+    matched: dict[int, int] = {}
+    for key in (_key, _yaml_key):
+        theirs = _by_key(key, teacher, matched.values())
+        ours = _by_key(key, dataset, matched)
+        shared = [k for k in ours if k in theirs]
+        ambiguous = [
+            f"'{dataset[i]}' and '{teacher[j]}'"
+            for k in shared
+            for i in ours[k]
+            for j in theirs[k]
+            if len(ours[k]) > 1 or len(theirs[k]) > 1
+        ]
+        if ambiguous:
+            raise ValueError(
+                f"Classes of the dataset and the teacher match in several ways, as case, spaces and underscores do not "
+                f"count: {', '.join(ambiguous)}. Name the teacher's classes with 'teacher_names'."
+            )
+        matched |= {ours[k][0]: theirs[k][0] for k in shared}
+    return dict(sorted(matched.items()))
 
 
 def _key(name: str) -> str:
     """Return what counts of a name."""
-    return "".join(name.split()).replace("_", "").casefold()
+    return "".join(unicodedata.normalize("NFKC", name).split()).replace("_", "").casefold()
 
 
-def _by_key(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the indices of names by what counts of them."""
+def _yaml_key(name: str) -> str:
+    """Return what counts of a name that YAML has read where it is not quoted."""
+    try:
+        value = yaml.safe_load(name)
+    except (yaml.YAMLError, ValueError):  # e.g. a colon, or a date that is none
+        value = name
+    return _key(str(value) if isinstance(value, (int, float)) else name)
+
+
+def _by_key(key: Callable[[str], str], names: Sequence[str], left_out: Collection[int]) -> dict[str, list[int]]:
+    """Return the indices of names by what counts of them, without some."""
     indices = defaultdict(list)
     for i, name in enumerate(names):
-        indices[_key(name)].append(i)
+        if i not in left_out:
+            indices[key(name)].append(i)
     return indices
 
 
