@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from teachers import exported, seen
 from ultralytics import YOLO, settings
 from ultralytics.nn.distillation.classifier import ClassificationTeacher as Teacher
@@ -109,6 +110,47 @@ def test_home_is_expanded(teacher, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy(teacher, tmp_path / "mine.pt")
     assert Teacher("~/mine.pt").source == str(tmp_path / "mine.pt")
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_file_is_what_it_is_named_or_holds(link, teacher, tmp_path):
+    """As in caches of files, which name by links what has a name without a suffix."""
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    blobs = {"best.pt": tmp_path / "3ece1cb2", "weights.safetensors": tmp_path / "77aa"}
+    shutil.copy(teacher, blobs["best.pt"])
+    save_file(network.state_dict(), blobs["weights.safetensors"])
+    for name, blob in blobs.items():
+        (tmp_path / name).symlink_to(blob.name)
+    files = {name: str(tmp_path / name) if link else str(blob) for name, blob in blobs.items()}
+    frozen = Teacher(f"torchvision:resnet18@{files['weights.safetensors']}")
+    assert torch.equal(frozen.model.fc.weight, network.fc.weight)
+    assert frozen.source == f"torchvision:resnet18@{files['weights.safetensors']}"
+    if link:
+        frozen = Teacher(files["best.pt"])
+        assert frozen.source == files["best.pt"]
+        assert frozen.content_hash == hashlib.sha256(teacher.read_bytes()).hexdigest()
+    else:
+        refused(files["best.pt"], TypeError, "holds a checkpoint, but its name does not end in '.pt'", "a link")
+
+
+def test_a_sound_file_of_another_kind_is_not_called_damaged(tmp_path):
+    file = tmp_path / "best.pt"
+    weights = {"weight": torch.ones(3)}
+    save_file(weights, file)
+    refused(file, TypeError, "holds safetensors weights", f"teacher=timm:resnet18@{file}")
+    torch.save(weights, file, _use_new_zipfile_serialization=False)
+    refused(file, TypeError, "a checkpoint from before torch 1.6", "teacher_trusted=True")
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        *(("best.engine", "TensorRT"), ("best.mlpackage", "CoreML"), ("best_openvino_model", "OpenVINO")),
+        *(("best_openvino_model/best.xml", "OpenVINO"), ("best_float32.tflite", ""), ("best.keras", "Keras")),
+    ],
+)
+def test_what_to_give_instead_of_another_programs_export(name, program, tmp_path):
+    refused(tmp_path / name, TypeError, name, f"is for {program}", "'.pt' that it was made of", "format=onnx")
 
 
 def state(network, **notes):

@@ -44,11 +44,16 @@ PLAIN_VALUES = [  # beside the weights in what timm's and TorchVision's scripts 
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
 ]
 
-__all__ = ("check_modules", "is_torchscript", "load_checkpoint_file", "load_safetensors", "regular_file")
+BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
+
+__all__ = (
+    *("check_modules", "content_of", "is_safetensors", "is_torchscript"),
+    *("load_checkpoint_file", "load_safetensors", "regular_file"),
+)
 
 
 def regular_file(path: str | Path, teacher: Any) -> str:
-    """Return the absolute path of an existing regular file that is not empty.
+    """Return the absolute path of an existing regular file that is not empty, links as they are named.
 
     Args:
         path (str | Path): The file.
@@ -73,7 +78,7 @@ def regular_file(path: str | Path, teacher: Any) -> str:
         raise FileNotFoundError(f"'teacher={teacher}' {reason}.")
     if not path.stat().st_size:
         raise TypeError(f"'teacher={teacher}' is empty (0 bytes). Copy or train it again.")
-    return str(path.resolve())
+    return os.path.abspath(path)  # caches of files name them by links
 
 
 def is_torchscript(file: str) -> bool:
@@ -85,6 +90,30 @@ def is_torchscript(file: str) -> bool:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
+
+
+def is_safetensors(file: str) -> bool:
+    """Tell whether a file is of safetensors: the size of a header, and the header in JSON."""
+    with open(file, "rb") as f:
+        size, brace = int.from_bytes(f.read(8), "little"), f.read(1)
+    return brace == b"{" and size < os.path.getsize(file)
+
+
+def content_of(file: str) -> str | None:
+    """Return what a file holds, in words, whatever its name is; None if that is not known."""
+    if is_safetensors(file):
+        return "safetensors weights"
+    if is_torchscript(file):
+        return "a TorchScript program"
+    with open(file, "rb") as f:
+        start = f.read(len(BEFORE_ZIP))
+    if start == BEFORE_ZIP:
+        return "a checkpoint from before torch 1.6"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return "a checkpoint" if any(x.endswith("/data.pkl") for x in archive.namelist()) else None
+    except zipfile.BadZipFile:
+        return None
 
 
 def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultralytics: bool = False) -> Any:
@@ -116,9 +145,14 @@ def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultraly
     try:
         _check_sizes(file)
     except zipfile.BadZipFile as e:
+        if found := content_of(file):
+            mend = "set 'teacher_trusted=True' if you trust it, or save it again with a newer torch"
+            if found == "safetensors weights":
+                mend = f"name the network that they belong to, e.g. 'teacher=timm:resnet18@{file}'"
+            raise TypeError(f"'teacher={teacher}' holds {found}: {mend}.") from e
         raise TypeError(
-            f"'teacher={teacher}' cannot be loaded: the file is damaged, cut short or no checkpoint of torch 1.6 or "
-            f"newer ({e}). Copy or train it again; a sound file of an older torch loads with 'teacher_trusted=True'."
+            f"'teacher={teacher}' cannot be loaded: the file is damaged, cut short or no checkpoint of torch ({e}). "
+            f"Copy or train it again."
         ) from e
     except _ForgedError as e:
         raise TypeError(f"'teacher={teacher}' is refused as damaged or forged: {e}. Copy or train it again.") from e

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.engine.exporter import export_formats
 from ultralytics.nn.distillation.safe_load import is_torchscript, regular_file
 from ultralytics.nn.distillation.sources.base import CLASSIFIER, Expected, Source, download
 from ultralytics.nn.distillation.sources.exported import open_onnx, open_torchscript
@@ -77,12 +78,31 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool, gr
         if at and not file:
             raise ValueError(f"'teacher={teacher}' names no file after '@'. Give one, or leave the '@' out.")
         return LIBRARIES[library](name, file, imgsz, trusted, grows_head)
+    _check_format(teacher)
     file = _find(teacher, expected)
     if Path(file).suffix.lower() == ".onnx":
         return open_onnx(file, teacher)
     if is_torchscript(file):
         return open_torchscript(file, teacher, trusted)
     return open_ultralytics(file, teacher, trusted, expected)
+
+
+def _check_format(teacher: str | Path) -> None:
+    """Refuse files and folders of other programs by their names.
+
+    Raises:
+        TypeError: If it is one.
+    """
+    formats = export_formats()
+    names = dict(zip(formats["Suffix"], formats["Format"], strict=True))
+    names |= {".xml": "OpenVINO", ".mlmodel": "CoreML", ".trt": "TensorRT", ".h5": "Keras", ".keras": "Keras"}
+    name = Path(str(teacher)).name.lower()
+    for suffix, program in names.items():
+        if suffix and suffix not in {".pt", ".torchscript", ".onnx"} and name.endswith(suffix):
+            raise TypeError(
+                f"'teacher={teacher}' is for {program}, which cannot be asked here. Give the '.pt' that it was made "
+                f"of, or an ONNX file of the same network, e.g. by 'yolo export model=best.pt format=onnx'."
+            )
 
 
 def _find(path: str | Path, expected: Expected) -> str:

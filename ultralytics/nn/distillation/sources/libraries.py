@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distillation.class_names import imagenet_names
-from ultralytics.nn.distillation.safe_load import load_checkpoint_file, load_safetensors, regular_file
+from ultralytics.nn.distillation.safe_load import is_safetensors, load_checkpoint_file, load_safetensors, regular_file
 from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
 
 __all__ = ("LIBRARIES", "OPTIONS", "build_network", "head_layers", "timm_recipe", "without_layers")
@@ -177,7 +177,7 @@ def _open_weights(
 ) -> Source:
     """Fill a library's network with the weights of a file, every one of them but those of a head that it may lack."""
     file = regular_file(file, teacher)
-    if Path(file).suffix.lower() == ".safetensors":
+    if Path(file).suffix.lower() == ".safetensors" or is_safetensors(file):
         saved, content = load_safetensors(file, teacher)
     else:
         content = load_checkpoint_file(file, teacher, trusted)

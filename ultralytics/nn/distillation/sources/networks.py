@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 from ultralytics.engine.model import Model
-from ultralytics.nn.distillation.safe_load import check_modules, load_checkpoint_file
+from ultralytics.nn.distillation.safe_load import check_modules, content_of, load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Expected, Source, UntrainedError, fixed_imgsz, names_of, trained
 from ultralytics.nn.distillation.sources.libraries import timm_recipe
 from ultralytics.nn.distillation.sources.probed import PROBE, describe_probed, open_probed
@@ -22,9 +22,12 @@ __all__ = ("open_module", "open_ultralytics")
 def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected) -> Source:
     """Open a checkpoint of Ultralytics' own, of the task that is expected."""
     if Path(file).suffix != ".pt":
+        what = "is no '.pt', ONNX or TorchScript file"
+        if found := content_of(file):
+            what = f"holds {found}, but its name does not end in '.pt'"
         raise TypeError(
-            f"'teacher={teacher}' is no '.pt', ONNX or TorchScript file. Give the 'best.pt' of a {expected.noun} "
-            f"training, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
+            f"'teacher={teacher}' {what}. Give the 'best.pt' of a {expected.noun} training, or a link of such a name "
+            f"to it, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
         )
     ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
     probe = ckpt.get(PROBE) if isinstance(ckpt, Mapping) else None
