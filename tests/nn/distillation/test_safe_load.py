@@ -1,6 +1,7 @@
 """Hostile and damaged teachers: each is refused in one sentence, nothing in it runs, and no folder is left behind."""
 
 import contextlib
+import hashlib
 import io
 import os
 import pickle
@@ -9,15 +10,18 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
+import torchvision
+from teachers import seen
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
+from ultralytics.nn.distillation.safe_load import load_checkpoint_file
 from ultralytics.nn.tasks import load_checkpoint
 
 
@@ -196,6 +200,23 @@ def test_hostile_and_damaged_files_are_refused(kind, overrides, teacher, tmp_pat
     assert not Path(overrides["project"]).exists()
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+@pytest.mark.parametrize("name", ["PosixPath", "WindowsPath", "PureWindowsPath"])
+def test_paths_of_another_python_or_system_are_read(module, name, teacher, tmp_path):
+    """As Python 3.13 names them, and as they are named on Windows."""
+    torch.save({**torch.load(teacher, weights_only=False), "path": PurePosixPath("runs")}, tmp_path / "best.pt")
+    old, new = (f"c{x}\n".encode() for x in ("pathlib\nPurePosixPath", f"{module}\n{name}"))
+    with zipfile.ZipFile(tmp_path / "best.pt") as whole, zipfile.ZipFile(tmp_path / "other.pt", "w") as crafted:
+        for record in whole.namelist():
+            content = whole.read(record)
+            if record.endswith("/data.pkl"):
+                assert content.count(old) == 1
+                content = content.replace(old, new)
+            crafted.writestr(record, content)
+    file = str(tmp_path / "other.pt")
+    assert str(load_checkpoint_file(file, file, ultralytics=True)["path"]) == "runs"
+
+
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
 @pytest.mark.parametrize(
     "kind", ["os.system", "a huge declared storage", "a text file", "a folder", "a TorchScript that writes"]
@@ -236,6 +257,21 @@ def test_loading_leaves_nothing_allowed_behind(teacher):
 def test_a_trusted_foreign_class_loads(teacher, tmp_path):
     changed(tmp_path / "best.pt", teacher, adopt)
     assert isinstance(ClassificationTeacher(tmp_path / "best.pt", trusted=True).model.model.extra, Foreign)
+
+
+def test_a_trusted_network_saved_as_a_whole_loads_or_says_what_it_lacks(tmp_path, monkeypatch):
+    file = tmp_path / "whole.pt"
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    torch.save(network, file)
+    teacher = ClassificationTeacher(file, trusted=True)
+    assert teacher.source == str(file)
+    assert teacher.content_hash == hashlib.sha256(file.read_bytes()).hexdigest()
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(teacher(images)[0], network(images))
+    monkeypatch.delattr("torchvision.models.resnet.BasicBlock")
+    with pytest.raises(TypeError, match=r"code that is not here .*BasicBlock.*timm:resnet18@") as e:
+        ClassificationTeacher(file, trusted=True)
+    assert "damaged" not in str(e.value)
 
 
 def test_torch_without_a_safe_reader_is_not_trusted_with_files(teacher, monkeypatch):

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, ClassVar
 
@@ -20,6 +20,12 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils.patches import torch_load
 
+# Paths, which Python 3.13 names otherwise, and which are made of this system's kind
+PATHS = {
+    f"{module}.{name}": PurePath if name.startswith("Pure") else Path
+    for module in ("pathlib", "pathlib._local")
+    for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+}
 # What plain checkpoints call: tensors, and values that are no larger than their text
 TENSORS = {f"torch._utils.{name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")}
 CONTAINERS = {"builtins.set", "__builtin__.set", "collections.OrderedDict"}
@@ -34,7 +40,7 @@ CALLS = TENSORS | {
         "__builtin__.set",
     ),
     *("argparse.Namespace", "types.SimpleNamespace", "ultralytics.utils.IterableSimpleNamespace", "_codecs.encode"),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *PATHS,
     *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
     *("numpy.dtype", "torchvision.transforms.functional.InterpolationMode"),
 }
@@ -197,15 +203,27 @@ def _unpickle(file: str, teacher: Any, trusted: bool, ultralytics: bool) -> Any:
     """Unpickle a file, by upstream's list of known classes if it is Ultralytics', unless it is trusted."""
     known = torch.serialization.get_safe_globals()
     try:
-        if ultralytics:
-            return torch_safe_load(file, safe_only=not trusted)[0]
         if trusted:
-            return torch_load(file, map_location="cpu", weights_only=False)
+            try:
+                return torch_load(file, map_location="cpu", weights_only=False)
+            except ModuleNotFoundError as e:
+                if not (ultralytics and str(e.name).startswith("ultralytics.")):
+                    raise
+                return torch_safe_load(file, safe_only=False)[0]  # knows where modules of old releases went
+        torch.serialization.add_safe_globals([(kind, name) for name, kind in PATHS.items()])
+        if ultralytics:
+            return torch_safe_load(file, safe_only=True)[0]
         with torch.serialization.safe_globals(PLAIN_VALUES):
             return torch_load(file, map_location="cpu", weights_only=True)
     except Exception as e:
         if not trusted and (names := _foreign_names(file)):
             raise _foreign(teacher, names) from e
+        if isinstance(e, (ImportError, AttributeError)):
+            raise TypeError(
+                f"'teacher={teacher}' cannot be loaded, as it was saved together with code that is not here "
+                f"({' '.join(str(e).split()):.160}). Load it where that can be imported, save its 'state_dict()', and "
+                f"give that with the network that it belongs to, e.g. 'timm:resnet18@weights.pth'."
+            ) from e
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: the file is damaged or no checkpoint ({type(e).__name__}). Give "
             f"the 'best.pt' of a finished classification training."

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
             f"to it, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
         )
     ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
+    if isinstance(ckpt, nn.Module):  # saved as a whole, which only a trusted file can be
+        return replace(open_module(ckpt, expected), name=file, file=file)
     probe = ckpt.get(PROBE) if isinstance(ckpt, Mapping) else None
     if isinstance(probe, Mapping) and "model" not in ckpt:
         return open_probed(file, ckpt)
