@@ -3,7 +3,7 @@
 import os
 import shutil
 from functools import partialmethod
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import torch
@@ -83,6 +83,38 @@ def test_without_a_stop_it_trains_as_upstream_does(best, overrides, tmp_path, mo
         assert a["train_results"]["epoch"] == b["train_results"]["epoch"] == [1, 2]
         assert a["train_metrics"].keys() == b["train_metrics"].keys()
     assert same(weights(ours.last), weights(ours.best)) == (best == 1)
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_a_run_goes_on_where_its_files_lie(original, overrides, tmp_path, monkeypatch):
+    """Also one that began with relative paths, which are told as text, from another folder, beside the original."""
+    data = Path(shutil.copytree(overrides["data"], tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stopped):
+        train({**overrides, "data": Path("data"), "epochs": 2, "fraction": 0.3}, on_fit_epoch_end=stop_after(0))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    arguments = torch.load(last, weights_only=False)["train_args"]
+    assert arguments["data"] == str(data)
+    assert not [k for k, v in arguments.items() if isinstance(v, PurePath)]
+    copied = Path(shutil.copytree(last.parents[1], tmp_path / "copied"))
+    alone = Path(shutil.copy(last, tmp_path / "last.pt"))
+    before = {x: x.read_bytes() for x in last.parents[1].rglob("*") if x.is_file()}
+    if not original:
+        shutil.rmtree(last.parents[1])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if original:
+        with pytest.raises(ValueError, match=rf"'resume={alone}' is a copy from the run in '{last.parents[1]}'"):
+            train({"resume": str(alone)})
+    resumed = train({"resume": "../copied/weights/last.pt"})
+    assert resumed.save_dir == copied
+    assert len(rows(resumed)) == 2
+    if original:
+        assert {x: x.read_bytes() for x in last.parents[1].rglob("*") if x.is_file()} == before
+        assert train({"resume": str(alone), "save_dir": str(tmp_path / "given")}).save_dir == tmp_path / "given"
+        assert train({"resume": str(last)}).save_dir == last.parents[1]
+    else:
+        assert not last.parents[1].exists()
 
 
 def test_upstreams_checkpoints_resume_too(overrides):

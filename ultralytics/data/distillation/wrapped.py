@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,9 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from ultralytics.data import ClassificationDataset
+from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOGGER
+from ultralytics.utils.patches import imread
 
-__all__ = ("ReadableDataset", "WrappedDataset", "alike", "spaced", "spaced_batches")
+UNREADABLE = (OSError, ValueError, EOFError, cv2.error)  # what libraries raise for an image
+
+__all__ = ("ReadableDataset", "WrappedDataset", "alike", "naming_unreadable", "spaced", "spaced_batches")
 
 
 class WrappedDataset(Dataset):
@@ -58,18 +64,43 @@ class ReadableDataset(WrappedDataset):
         Raises:
             OSError: If the image cannot be read.
         """
+        file, _, copy, _ = self.dataset.samples[i]
+        kept = self.dataset.cache_disk and copy.exists()
         try:
             return self.dataset[i]
-        except (OSError, ValueError, EOFError, cv2.error) as e:
-            file, _, copy, _ = self.dataset.samples[i]
-            if self.dataset.cache_disk and copy.exists():
-                LOGGER.warning(f"'{copy}' is damaged and is written anew.")
-                copy.unlink()
-                return self[i]
-            raise OSError(
-                f"'{file}' cannot be read as an image. Save it anew, or remove it, and start again, or go on with "
-                f"'resume' where an epoch has ended."
-            ) from e
+        except UNREADABLE as e:
+            error = e
+        if self.dataset.cache_disk:
+            copy.unlink(missing_ok=True)
+        if kept:
+            try:
+                found = self.dataset[i]
+                LOGGER.warning(f"'{copy}' was damaged and is written anew.")
+                return found
+            except UNREADABLE as e:
+                error = e
+                copy.unlink(missing_ok=True)
+        raise _unreadable(file) from error
+
+
+@contextmanager
+def naming_unreadable(folder: str | Path) -> Iterator[None]:
+    """Say which image it is where upstream, keeping images in memory, fails as one of a folder cannot be decoded."""
+    try:
+        yield
+    except AttributeError as e:
+        for file in sorted(Path(folder).rglob("*")):
+            if file.suffix[1:].lower() in IMG_FORMATS and imread(str(file)) is None:
+                raise _unreadable(file) from e
+        raise
+
+
+def _unreadable(file: str | Path) -> OSError:
+    """Return the refusal of an image."""
+    return OSError(
+        f"'{file}' cannot be read as an image. Save it anew, or remove it, and start again, or go on with 'resume' "
+        f"where an epoch has ended."
+    )
 
 
 def spaced(dataset: Dataset, limit: int | None = None) -> list[int]:

@@ -10,7 +10,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -62,12 +62,34 @@ class ResumableTrainer(BaseTrainer):
         Raises:
             OSError: If the run's folder cannot be written to.
             RuntimeError: If another run trains in it.
+            ValueError: If a copy of a run's checkpoint is resumed that would write to that run's folder.
         """
         super().check_resume(overrides)
+        if self.resume and "save_dir" not in overrides:
+            self._stay_where_its_files_are(Path(self.args.resume))
+        if isinstance(self.args.data, (str, Path)) and Path(self.args.data).exists():
+            self.args.data = os.path.abspath(self.args.data)  # or a resumed run finds it from the same folder only
+        for name, value in vars(self.args).items():
+            if isinstance(value, PurePath):  # of one Python and one system
+                setattr(self.args, name, str(value))
         self._check_arguments()
         if RANK in {-1, 0}:
             select_device(self.args.device, verbose=False)  # refuses a device that is not there, before a folder is
             claim_folder(self.args, bool(self.resume))
+
+    def _stay_where_its_files_are(self, checkpoint: Path) -> None:
+        """Let a resumed run go on in the folder that its checkpoint lies in, wherever it was begun."""
+        weights, begun = (
+            Path(os.path.abspath(checkpoint)).parent,
+            Path(self.args.save_dir) / "weights" / checkpoint.name,
+        )
+        if weights.name == "weights":
+            self.args.save_dir = str(weights.parent)
+        elif begun.exists() and not begun.samefile(checkpoint):
+            raise ValueError(
+                f"'resume={checkpoint}' is a copy from the run in '{self.args.save_dir}', which going on with it would "
+                f"overwrite. Give another folder with 'save_dir', or resume '{begun}'."
+            )
 
     def _check_arguments(self) -> None:
         """Refuse what cannot be trained with, while no file was written yet."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+from ultralytics.cfg import get_save_dir
 from ultralytics.cfg.distillation import as_list
 from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
 from ultralytics.engine.distillation.plan import Plan
@@ -113,7 +115,19 @@ def _cache_cannot_be_written(plan: Plan) -> Exception | None:
     )
 
 
-DATASET: tuple[Refusal, ...] = (_cache_cannot_be_written,)
+def _run_lies_among_images(plan: Plan) -> Exception | None:
+    run = get_save_dir(plan.training)
+    for split in ("train", "val", "test"):
+        for folder in as_list(plan.data.get(split)):
+            if run.is_relative_to(Path(folder).resolve()):
+                return ValueError(
+                    f"The run's folder '{run}' would lie among the images in '{folder}', and what it draws would be "
+                    f"taken for some of them. Give another one with 'project', or leave that out."
+                )
+    return None
+
+
+DATASET: tuple[Refusal, ...] = (_cache_cannot_be_written, _run_lies_among_images)
 
 
 # Of these and the teacher

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.distillation.views import RepeatableViews, random_stream
-from ultralytics.data.distillation.wrapped import alike, spaced
+from ultralytics.data.distillation.wrapped import alike, naming_unreadable, spaced
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.distiller import Distiller
 from ultralytics.engine.distillation.guarded import GuardedTrainer
@@ -275,7 +275,8 @@ class DistillationTrainer(GuardedTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: Any = None):
         """Build a dataset, for training with views that repeat if the teacher's answers are kept."""
-        dataset = super().build_dataset(img_path, mode, batch)
+        with naming_unreadable(img_path):
+            dataset = super().build_dataset(img_path, mode, batch)
         return self.task.wrap_dataset(dataset, self.plan, img_path, training=mode == "train")
 
     def _model_train(self) -> None:

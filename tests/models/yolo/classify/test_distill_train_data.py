@@ -7,6 +7,10 @@ import cv2
 import numpy as np
 import pytest
 from helpers import DISTILLATION_LOSSES, rows, spoil_pixels, train
+from PIL import Image
+from ultralytics import YOLO
+from ultralytics.models.distillation import TRAINERS
+from ultralytics.utils import LOGGER
 
 
 def images(folder, split):
@@ -109,6 +113,49 @@ def test_an_image_with_damaged_pixels_is_named_and_the_run_goes_on_without_it(sp
     (last,) = Path(settings["project"]).glob("*/weights/last.pt")
     Path(settings["data"], "train", "0", "00007.png").unlink()
     assert len(rows(train({"resume": str(last)}))) == 2
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "val"]])
+def test_hidden_folders_are_no_classes(splits, spoiled, monkeypatch):
+    def hide(folder):
+        for split in splits:
+            shutil.copytree(folder / split / "4", folder / split / ".ipynb_checkpoints")
+
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+    trainer = train(spoiled(hide, {}))
+    assert sum("hidden folders among its classes" in x for x in warnings) == 1
+    assert trainer.data["nc"] == len(trainer.data["names"]) == 10
+    assert YOLO(trainer.best).names == {i: str(i) for i in range(10)}
+    for loader, count in ((trainer.train_loader, 200), (trainer.test_loader, 50)):
+        samples = loader.dataset.samples
+        assert len(samples) == count
+        assert all(int(Path(file).parent.name) == index for file, index, *_ in samples)
+
+
+@pytest.mark.parametrize("cache", ["disk", "ram"])
+def test_an_image_that_cannot_be_decoded_is_named_once_whatever_is_kept(cache, spoiled, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+    settings = spoiled(leave, {"cache": cache, "workers": 0})
+    file = Path(settings["data"], "train", "3", "scan.tiff")
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(file)
+    with pytest.raises(OSError, match=rf"'{file}' cannot be read as an image.*remove it"):
+        train(settings)
+    assert not [x for x in warnings if "scan" in x]
+    assert not list(file.parent.glob("scan*.npy"))
+
+
+@pytest.mark.parametrize("task", ["classify", "detect"])
+def test_a_run_does_not_lie_among_its_images(task, overrides, settings_of):
+    given = overrides if task == "classify" else settings_of(task)
+    data = Path(given["data"])
+    folder = data / "train" if task == "classify" else data.parent / "images" / "train"
+    before = set(folder.parent.rglob("*"))
+    for project in (folder, folder / "0" / "runs"):
+        with pytest.raises(ValueError, match=rf"would lie among the images in '{folder}'.*'project'"):
+            train({**given, "project": str(project)}, TRAINERS[task])
+    assert {x for x in folder.parent.rglob("*") if x.suffix != ".cache"} <= before
 
 
 @pytest.mark.parametrize(

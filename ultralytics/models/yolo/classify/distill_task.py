@@ -23,10 +23,11 @@ from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_report import CHARTS, TOP1, report_classification
-from ultralytics.nn.distillation.class_names import match_classes, read_names
+from ultralytics.nn.distillation.class_names import match_classes, read_names, some
 from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.tasks import ClassificationModel
+from ultralytics.utils import LOGGER
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.distillation.registry import choose
 
@@ -99,11 +100,18 @@ class ClassificationTask(DistillationTask):
                 member.grow_head(names, plan.imgsz, plan.data["channels"])
 
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
-        """Refuse a dataset without class folders, or without images to validate on.
+        """Refuse a dataset without class folders, or without images to validate on; leave hidden folders out.
 
         Raises:
             FileNotFoundError: If these are missing.
         """
+        names = read_names(data["names"]) if data["names"] else []
+        if hidden := [name for name in names if name.startswith(".")]:
+            LOGGER.warning(
+                f"'data={training.data}' has hidden folders among its classes, which are left out: {some(hidden)}."
+            )
+            data["names"] = dict(enumerate(name for name in names if name not in hidden))
+            data["nc"] = len(data["names"])
         if not data["names"]:
             raise FileNotFoundError(
                 f"'data={training.data}' has no class folders in 'train'. Put the images of each class in a folder of "
@@ -147,11 +155,12 @@ class ClassificationTask(DistillationTask):
 
     def wrap_dataset(self, dataset: Dataset, plan: Plan, folder: str, training: bool) -> Dataset:
         """Return a dataset that names images that cannot be read, with the plan's classes and repeating views."""
-        if not plan.labelled:
+        hidden = any(name.startswith(".") for name in dataset.base.classes)
+        if hidden or not plan.labelled:
             classes = {name: i for i, name in plan.data["names"].items()}
+            found = [(Path(file).relative_to(folder).parts[0], file, *rest) for file, _, *rest in dataset.samples]
             dataset.samples = [
-                [file, classes.get(Path(file).relative_to(folder).parts[0], 0), *rest]
-                for file, _, *rest in dataset.samples
+                [file, classes.get(name, 0), *rest] for name, file, *rest in found if not name.startswith(".")
             ]
         dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
