@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -221,6 +222,51 @@ def test_what_timm_and_torchvision_save_in_training_is_read(tmp_path):
     torch.save(state(network.half()), tmp_path / "half.pt")
     frozen = Teacher(f"timm:resnet18@{tmp_path / 'half.pt'}")
     assert frozen.model.fc.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.student.", "_orig_mod.module.", ""])
+@pytest.mark.parametrize("place", ["state_dict", "model", "model_ema", "net", "ema_state_dict", None])
+def test_weights_of_other_loops_find_their_places(prefix, place, tmp_path):
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    weights = {f"{prefix}{k}": v for k, v in network.state_dict().items()}
+    if prefix:
+        weights["criterion.weight"] = torch.ones(3)
+    if "student" in prefix:
+        weights["module.teacher.fc.weight"] = torch.ones(3, 512)
+    torch.save({place: weights, "epoch": 3} if place else weights, tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}")
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in frozen.model.state_dict().items())
+
+
+def test_of_several_networks_in_a_file_none_is_chosen(tmp_path):
+    weights = seen(torchvision.models.resnet18(num_classes=3)).state_dict()
+    both = {f"{who}.{k}": v for who in ("student", "teacher") for k, v in weights.items()}
+    torch.save(both, tmp_path / "w.pth")
+    refused(f"torchvision:resnet18@{tmp_path / 'w.pth'}", TypeError, "['student.', 'teacher.']", "the teacher alone")
+
+
+def test_a_head_with_dropout_is_its_linear_layer(tmp_path):
+    network = seen(torchvision.models.resnet18())
+    network.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(512, 3))
+    torch.save(network.eval().state_dict(), tmp_path / "w.pth")
+    images = torch.rand(2, 3, 64, 64)
+    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}", mean=0, std=1)
+    assert torch.equal(frozen(images)[0], network(images))
+    network.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    refused(f"torchvision:resnet18@{tmp_path / 'w.pth'}", TypeError, "a head 'fc' of 2 layers", "in Python")
+
+
+def test_what_hugging_face_writes_beside_the_weights(tmp_path):
+    network = seen(timm.create_model("resnet18", num_classes=3))
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    save_file(network.state_dict(), weights)
+    for names in ({"label_names": ["a", "b", "c"]}, {"id2label": {"2": "c", "0": "a", "1": "b"}}):
+        config.write_text(json.dumps(names))
+        assert Teacher(f"timm:resnet18@{weights}").names == ["a", "b", "c"]
+    save_file({"resnet.embedder.weight": torch.ones(3)}, weights)
+    config.write_text(json.dumps({"transformers_version": "4.40.0", "architectures": ["ResNetForImageClassification"]}))
+    refused(f"timm:resnet18@{weights}", TypeError, "Hugging Face's transformers", f"from_pretrained('{tmp_path}')")
 
 
 def test_harmless_things_beside_the_weights_are_read(tmp_path):

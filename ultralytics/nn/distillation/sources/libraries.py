@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections import OrderedDict
+import json
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ __all__ = ("LIBRARIES", "OPTIONS", "build_network", "head_layers", "timm_recipe"
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPTIONS = ("transform_input", "aux_logits")  # of TorchVision's Inception networks, with and without weights
-STATE_KEYS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model")
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # what DDP, torch.compile and AveragedModel put before a name
+STATE_KEYS = (  # where training loops keep the weights, the averaged ones before the others
+    *("model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net"),
+)
 
 
 def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool, grows_head: bool) -> Source:
@@ -182,12 +183,13 @@ def _open_weights(
     else:
         content = load_checkpoint_file(file, teacher, trusted)
         saved = _state_of(content, teacher)
-    state = {WRAPPERS.sub("", k): v for k, v in saved.items() if k != "n_averaged"}
     network = build(2)
+    state = _named_as(network.state_dict(), saved, teacher)
     resized = imgsz if fixed_imgsz(network) else None
     network = build(2, resized) if resized else network
     expected = network.state_dict()
     head = _growing(expected, build(3, resized).state_dict())
+    state = _head_alone(state, head, teacher)
     # Only a head that is there as a whole is built
     sizes = {len(state[k]) if state[k].ndim else 0 for k in head if k in state}
     recipe: dict[str, Any] = {}
@@ -205,6 +207,13 @@ def _open_weights(
         for k, v in expected.items()
         if k in state and state[k].shape != v.shape
     ]
+    beside = _config_beside(file)
+    if missing and "transformers_version" in beside:
+        raise TypeError(
+            f"'teacher={teacher}' holds weights of Hugging Face's transformers, which names them otherwise than "
+            f"{library}. Load them in Python, 'AutoModelForImageClassification.from_pretrained("
+            f"{str(Path(file).parent)!r})', and give that network as 'teacher'."
+        )
     if missing or unknown or unlike:
         faults = {"it lacks": missing, "it has besides": unknown, "shapes differ in": unlike}
         said = "; ".join(
@@ -218,7 +227,7 @@ def _open_weights(
     state = OrderedDict(state)
     state._metadata = getattr(saved, "_metadata", expected._metadata)  # some modules ask for its version
     network.load_state_dict(state, strict=False)
-    names = names_in(content) if sizes or not grows_head else None
+    names = (names_in(content) or names_in(beside)) if sizes or not grows_head else None
     source = Source(f"{library}@{file}", network, names, 3, fixed_imgsz(network), file=file, recipe=recipe)
     return trained(source, teacher)
 
@@ -230,10 +239,72 @@ def _check_known(name: str, known: Sequence[str], teacher: str) -> None:
         raise ValueError(f"'teacher={teacher}' names no classifier of the library. Similar names are {near}.")
 
 
+def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], teacher: str) -> dict[str, Tensor]:
+    """Return weights without the prefix that a training loop has put before their names, e.g. `module.student.`.
+
+    Args:
+        expected (Mapping[str, Tensor]): Those of the network that they belong to.
+        state (Mapping[str, Tensor]): The weights; what has another prefix is not of the network, and is left out.
+        teacher (str): The teacher as the user gave it, for the messages.
+
+    Raises:
+        TypeError: If there are several networks.
+    """
+    fitting: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        rests = (".".join(parts[i:]) for i in range(len(parts)))
+        fitting.update(name.removesuffix(rest) for rest in rests if rest in expected)
+    networks = [prefix for prefix, count in fitting.items() if count > len(expected) / 2]
+    if len(networks) > 1:
+        raise TypeError(
+            f"'teacher={teacher}' holds several networks, whose weights begin with {networks}. Save the state dict of "
+            f"the teacher alone."
+        )
+    prefix = networks[0] if networks else ""
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+
+
+def _head_alone(state: dict[str, Tensor], head: Sequence[str], teacher: str) -> dict[str, Tensor]:
+    """Return weights whose head may be a linear layer behind others without weights, e.g. dropout.
+
+    Raises:
+        TypeError: If there are several with weights: what lies between them is not known.
+    """
+    for layer in {name.rpartition(".")[0] for name in head if name not in state}:
+        inner = {name.split(".")[layer.count(".") + 1] for name in state if name.startswith(f"{layer}.")}
+        inner = {place for place in inner if place.isdecimal()}
+        if len(inner) > 1:
+            raise TypeError(
+                f"'teacher={teacher}' has a head '{layer}' of {len(inner)} layers, and a state dict does not say what "
+                f"lies between them. Build the network in Python, load the weights, and give it as 'teacher'."
+            )
+        for start in (f"{layer}.{place}." for place in inner):
+            state = {
+                f"{layer}.{name.removeprefix(start)}" if name.startswith(start) else name: weight
+                for name, weight in state.items()
+            }
+    return state
+
+
+def _config_beside(file: str) -> dict[str, Any]:
+    """Return what the `config.json` beside a file says, as Hugging Face's libraries write it; nothing without."""
+    try:
+        content = json.loads(Path(file).with_name("config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    names = content.get("label_names") or content.get("id2label")
+    return {**content, "names": names} if names else content
+
+
 def _state_of(content: Any, teacher: str) -> Mapping[str, Tensor]:
     """Return the state dict in a checkpoint, the averaged weights before the others."""
     nested = [content[k] for k in STATE_KEYS if k in content] if isinstance(content, Mapping) else []
     for state in [*nested, content]:
+        if isinstance(state, nn.Module):  # of a trusted file
+            state = state.state_dict()
         if isinstance(state, Mapping) and state and all(map(_is_weight, state.items())):
             return state
     raise TypeError(f"'teacher={teacher}' holds no state dict. Save one with 'torch.save(model.state_dict(), ...)'.")
