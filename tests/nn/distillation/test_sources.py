@@ -18,6 +18,7 @@ from ultralytics import YOLO, settings
 from ultralytics.nn.distillation.classifier import ClassificationTeacher as Teacher
 from ultralytics.nn.distillation.classifier import TeacherEnsemble
 from ultralytics.nn.distillation.sources import Expected, open_source
+from ultralytics.nn.distillation.sources.base import trained
 from ultralytics.nn.tasks import DetectionModel
 
 DIGITS = [str(i) for i in range(10)]
@@ -472,4 +473,4 @@ def test_a_task_says_which_networks_it_takes(teacher, tmp_path):
         open_source(str(teacher), expected=detectors)
     YOLO("yolo11n.yaml").save(tmp_path / "new.pt")
     with pytest.raises(TypeError, match=r"never been trained.*'yolo detect train model=yolo11l.yaml'"):
-        open_source(str(tmp_path / "new.pt"), expected=detectors)
+        trained(open_source(str(tmp_path / "new.pt"), expected=detectors), detectors)

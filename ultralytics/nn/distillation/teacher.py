@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.sources import Expected, Source, open_source
-from ultralytics.nn.distillation.sources.base import without_folders
+from ultralytics.nn.distillation.sources.base import trained, without_folders
 from ultralytics.nn.distillation.taps import FeatureLevel, FeatureTaps, find_levels
 from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import WINDOWS
@@ -84,7 +84,9 @@ class Teacher:
             ValueError: If no teacher is given, or the names are no list of names.
         """
         is_open = isinstance(source, Source)
-        opened = source if is_open else open_source(source, imgsz, trusted, self.expected, grows_head)
+        opened = source
+        if not is_open:
+            opened = trained(open_source(source, imgsz, trusted, self.expected, grows_head), self.expected)
         self.source = opened.name
         try:
             self.names = opened.names if names is None else read_names(names)

@@ -15,7 +15,7 @@ from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.tasks import ClassificationModel
 
 __all__ = (
-    *("CLASSIFIER", "Expected", "Source", "UntrainedError"),
+    *("CLASSIFIER", "Expected", "Source"),
     *("download", "fixed_imgsz", "names_in", "names_of", "trained", "without_folders"),
 )
 
@@ -85,10 +85,6 @@ class Source:
     recipe: Mapping[str, Any] | None = None
 
 
-class UntrainedError(TypeError):
-    """A network that was never trained."""
-
-
 def download(get: Callable[[], Any], teacher: Any) -> Any:
     """Return what a library downloads, or say that it could not."""
     try:
@@ -100,12 +96,16 @@ def download(get: Callable[[], Any], teacher: Any) -> Any:
         ) from e
 
 
-def trained(source: Source, teacher: Any, expected: Expected = CLASSIFIER) -> Source:
-    """Refuse a network that was never trained: only training moves BatchNorm statistics; without any, believe it."""
+def trained(source: Source, expected: Expected) -> Source:
+    """Refuse a network that was never trained: only training moves BatchNorm statistics; without any, believe it.
+
+    Raises:
+        TypeError: If it was not.
+    """
     norms = [m for m in source.network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
     if norms and not any(m.running_mean.any() for m in norms):
-        raise UntrainedError(
-            f"'teacher={teacher}' has never been trained: its BatchNorm statistics are those of a new network. "
+        raise TypeError(
+            f"'teacher={source.name}' has never been trained: its BatchNorm statistics are those of a new network. "
             f"Train it first, e.g. '{expected.training}', and give its 'best.pt'."
         )
     return source

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.distillation.class_names import imagenet_names
 from ultralytics.nn.distillation.safe_load import is_safetensors, load_checkpoint_file, load_safetensors, regular_file
-from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in, trained
+from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in
 
 __all__ = ("LIBRARIES", "OPTIONS", "build_network", "head_layers", "timm_recipe", "without_layers")
 
@@ -228,8 +228,7 @@ def _open_weights(
     state._metadata = getattr(saved, "_metadata", expected._metadata)  # some modules ask for its version
     network.load_state_dict(state, strict=False)
     names = (names_in(content) or names_in(beside)) if sizes or not grows_head else None
-    source = Source(f"{library}@{file}", network, names, 3, fixed_imgsz(network), file=file, recipe=recipe)
-    return trained(source, teacher)
+    return Source(f"{library}@{file}", network, names, 3, fixed_imgsz(network), file=file, recipe=recipe)
 
 
 def _check_known(name: str, known: Sequence[str], teacher: str) -> None:

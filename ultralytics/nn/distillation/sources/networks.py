@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.distillation.safe_load import check_modules, content_of, load_checkpoint_file
-from ultralytics.nn.distillation.sources.base import Expected, Source, UntrainedError, fixed_imgsz, names_of, trained
+from ultralytics.nn.distillation.sources.base import Expected, Source, fixed_imgsz, names_of
 from ultralytics.nn.distillation.sources.libraries import timm_recipe
 from ultralytics.nn.distillation.sources.probed import PROBE, describe_probed, open_probed
 from ultralytics.nn.tasks import BaseModel, guess_model_task
@@ -56,14 +56,12 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
 
             restore_qat(model, ckpt["modelopt"])
         source = Source(file, model.float(), names_of(model), model.yaml.get("channels", 3), file=file)
-        return trained(describe_probed(source, probe) if probe else source, teacher, expected)
+        return describe_probed(source, probe) if probe else source
     except NotImplementedError as e:
         raise TypeError(
             f"'teacher={teacher}' is {e}, but the teacher must be a {expected.noun} model, e.g. "
             f"'teacher={expected.example}'."
         ) from e
-    except UntrainedError as e:
-        raise TypeError(str(e)) from e
     except Exception as e:  # a network whose parts were damaged or made up
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: its network is damaged ({type(e).__name__}: "
@@ -110,4 +108,4 @@ def open_module(module: nn.Module, expected: Expected) -> Source:
     channels = network.yaml.get("channels", 3) if isinstance(network, BaseModel) else None
     source = Source(name, network, names_of(network), channels, fixed_imgsz(network), mean, std)
     source.recipe = timm_recipe(network)
-    return trained(source, name, expected)
+    return source
