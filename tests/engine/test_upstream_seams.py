@@ -36,6 +36,7 @@ METHODS = {
     "build_dataset": "self, img_path, mode, batch",
     "check_resume": "self, overrides",
     "final_eval": "self",
+    "get_dataloader": "self, dataset_path, batch_size, rank, mode",
     "get_dataset": "self",
     "get_model": "self, cfg, weights, verbose",
     "get_validator": "self",

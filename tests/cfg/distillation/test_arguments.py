@@ -85,6 +85,8 @@ def test_layers_of_both_networks(given, student, teacher):
         ("teacher_names", 3, TypeError, "list, dict or str"),
         ("teacher_names", [], ValueError, "class names"),
         ("teacher_imgsz", 0, ValueError, "greater than 0"),
+        ("teacher_output", 1, TypeError, "None, str"),
+        ("teacher_output", "", ValueError, "an output's name"),
         ("teacher_imgsz", 32.5, TypeError, "int"),
         ("teacher_mean", "grey", TypeError, "int, float"),
         ("teacher_std", 0, ValueError, "greater than 0"),
@@ -118,6 +120,7 @@ def test_wrong_values_are_named(key, value, error, values):
         ({"teacher": ["a.pt", "b.pt"], "teacher_imgsz": [32, 32, 32]}, "3 entries, but there are 2 teachers"),
         ({"teacher": ["a.pt", "b.pt"], "teacher_names": ["x", "y", "z"]}, "3 entries, but there are 2 teachers"),
         ({"teacher": "a.pt", "teacher_imgsz": [32, 64]}, "several entries for one teacher"),
+        ({"teacher": "a.pt", "teacher_output": ["logits", "y"]}, "several entries for one teacher"),
     ],
 )
 def test_what_is_given_per_teacher_must_fit(given, words):
@@ -127,13 +130,18 @@ def test_what_is_given_per_teacher_must_fit(given, words):
 
 def test_one_value_serves_all_teachers_or_each_has_its_own():
     args = DistillationArgs(
-        teacher=["a.pt", "b.pt"], teacher_imgsz=[32, None], teacher_names="n.yaml", teacher_mean=0.5
+        teacher=["a.pt", "b.pt"],
+        teacher_imgsz=[32, None],
+        teacher_output=[None, "sigmoid"],
+        teacher_names="n.yaml",
+        teacher_mean=0.5,
     )
     first, second = args.per_teacher()
     assert first == {
         **{"source": "a.pt", "names": "n.yaml", "imgsz": 32, "mean": [0.5], "std": None, "trusted": False},
-        "grows_head": False,
+        **{"grows_head": False, "output": None},
     }
+    assert second["output"] == "sigmoid"
     assert (second["source"], second["names"], second["imgsz"]) == ("b.pt", "n.yaml", None)
     each = DistillationArgs(teacher=["a.pt", "b.pt"], teacher_imgsz=64, teacher_names=[["x", "y"], None]).per_teacher()
     assert [(x["names"], x["imgsz"]) for x in each] == [(["x", "y"], 64), (None, 64)]

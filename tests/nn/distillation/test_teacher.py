@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -303,6 +304,59 @@ def test_a_probability_of_zero_stays_finite():
     frozen = Teacher(Answer(lambda x: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(x), 3), ["a", "b", "c"]))
     frozen.vet(32, 3)
     assert frozen(torch.rand(2, 3, 32, 32))[0].isfinite().all()
+
+
+def scores(x):
+    return x.mean((2, 3)) * 8 - 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "meaning"),
+    [
+        (scores, None, "logits"),
+        (lambda x: scores(x).log_softmax(1), None, "logits"),
+        (lambda x: (scores(x).softmax(1) * 255).round() / 255 * 1.003, None, "probabilities"),  # as int8 gives them
+        (lambda x: scores(x).softmax(1), "probabilities", "probabilities"),
+        (lambda x: scores(x).sigmoid(), "sigmoid", "sigmoid"),
+        (lambda x: (x.flatten(1)[:, :7], scores(x)), None, "logits"),  # an embedding first
+        (lambda x: {"embedding": x.flatten(1)[:, :7], "scores": scores(x), "map": x}, None, "logits"),
+        (lambda x: {"first": x.flatten(1)[:, :3], "second": scores(x)}, "second", "logits"),
+        (lambda x: (x.flatten(1)[:, :3], scores(x)), "1", "logits"),
+        (lambda x: SimpleNamespace(logits=scores(x), loss=None), None, "logits"),  # as transformers do
+    ],
+)
+def test_answers_are_read_as_what_they_are(answer, output, meaning):
+    frozen = Teacher(Answer(answer, ["a", "b", "c"]), output=output)
+    frozen.vet(32, 3)
+    assert frozen.meaning == meaning
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(frozen(images)[0].softmax(1), scores(images).softmax(1), atol=0.01, rtol=0.01)
+
+
+def test_one_score_tells_two_classes():
+    images = torch.rand(4, 3, 32, 32)
+    for transform, output in ((lambda z: z, None), (torch.sigmoid, "sigmoid")):
+        frozen = Teacher(Answer(lambda x, f=transform: f(scores(x)[:, :1]), ["no", "yes"]), output=output)
+        frozen.vet(32, 3)
+        torch.testing.assert_close(frozen(images)[0].softmax(1)[:, 1], scores(images)[:, 0].sigmoid())
+
+
+def test_what_is_recognised_is_said_and_what_is_rounded():
+    rounded = Teacher(Answer(lambda x: (scores(x).softmax(1) * 20).round() / 20, ["a", "b", "c"]))
+    rounded.vet(32, 3)
+    (note,) = TeacherEnsemble([rounded]).align(["a", "b", "c"])
+    assert "its answers are read as probabilities" in note
+    assert ("rounded" in note) == rounded.rounded
+    assert not TeacherEnsemble([Teacher(Answer(scores, ["a", "b", "c"]))]).align(["a", "b", "c"])
+
+
+def test_an_output_that_is_not_there_is_refused():
+    frozen = Teacher(Answer(lambda x: {"one": scores(x), "two": x}, ["a", "b", "c"]), output="three")
+    with pytest.raises(ValueError, match=r"'teacher_output=three' is none of .*which has \['one', 'two'\]") as e:
+        frozen.vet(32, 3)
+    assert "teacher_imgsz" not in str(e.value)
+    with pytest.raises(ValueError, match="which has one without a name"):
+        Teacher(Answer(scores, ["a", "b", "c"]), output="three").vet(32, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -42,6 +42,11 @@ class DistillationArgs:
         values.TEACHER, None, "Trained network that guides the student, or several classifiers; required"
     )
     teacher_names: Any = _parameter(values.NAMES, None, "The teacher's classes by index; None = as its file says")
+    teacher_output: str | list | None = _parameter(
+        values.OUTPUT,
+        None,
+        "What a foreign classifier's answer is, or which of several it is; None = recognised",
+    )
     teacher_imgsz: int | list | None = _parameter(
         values.SIZES, None, "Side of the images that the teacher sees; None = the student's, or the one that it takes"
     )
@@ -190,14 +195,16 @@ class DistillationArgs:
             raise ValueError("'teacher=self' teaches alone. Give it by itself, or a list of other teachers.")
         if self.teacher_weights is not None and len(self.teacher_weights) != count:
             raise ValueError(f"'teacher_weights={self.teacher_weights}' needs one number for each of {count} teachers.")
-        for name, given in (("teacher_imgsz", self.teacher_imgsz), ("teacher_names", self.teacher_names)):
+        for name in ("teacher_imgsz", "teacher_names", "teacher_output"):
+            given = getattr(self, name)
             if count > 1 and isinstance(given, (list, tuple)) and len(given) != count:
                 raise ValueError(
                     f"'{name}={given!s:.100}' has {len(given)} entries, but there are {count} teachers. Give one "
                     f"value for all, or a list of one for each."
                 )
-        if count == 1 and isinstance(self.teacher_imgsz, (list, tuple)) and len(self.teacher_imgsz) > 1:
-            raise ValueError(f"'teacher_imgsz={self.teacher_imgsz}' has several entries for one teacher.")
+        for name in ("teacher_imgsz", "teacher_output"):
+            if count == 1 and len(as_list(given := getattr(self, name))) > 1:
+                raise ValueError(f"'{name}={given}' has several entries for one teacher.")
         stds = as_list(self.teacher_std)
         if stds and min(stds) <= 0:
             raise ValueError(f"'teacher_std={self.teacher_std}' is an invalid value. It must be greater than 0.")
@@ -212,19 +219,22 @@ class DistillationArgs:
         count = len(self.teachers)
         one_each = count > 1 and isinstance(self.teacher_names, (list, tuple))
         names = list(self.teacher_names) if one_each else [self.teacher_names] * count
-        sizes = as_list(self.teacher_imgsz) or [None]
-        sizes = sizes if len(sizes) == count else sizes * count
+        sizes, outputs = (
+            given if len(given) == count else given * count
+            for given in (as_list(x) or [None] for x in (self.teacher_imgsz, self.teacher_output))
+        )
         return [
             {
                 "source": source,
                 "names": name,
                 "imgsz": size,
+                "output": output,
                 "mean": as_list(self.teacher_mean) or None,
                 "std": as_list(self.teacher_std) or None,
                 "trusted": self.teacher_trusted,
                 "grows_head": self.teacher_probe,
             }
-            for source, name, size in zip(self.teachers, names, sizes, strict=True)
+            for source, name, size, output in zip(self.teachers, names, sizes, outputs, strict=True)
         ]
 
     @property

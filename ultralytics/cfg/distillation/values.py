@@ -73,6 +73,12 @@ NAMES = Kind(
     "class names as a list, a dict by index or a YAML file",
     lambda v: v is None or len(v) > 0,
 )
+OUTPUT = Kind(
+    "None, str or a list of str",
+    lambda v: all(x is None or isinstance(x, str) for x in as_list(v)),
+    "`logits`, `probabilities`, `sigmoid`, or an output's name",
+    lambda v: v != [] and all(x != "" for x in as_list(v)),
+)
 SIZES = Kind(
     "None, int or a list of int",
     lambda v: all(type(x) is int or x is None for x in as_list(v)),

@@ -273,11 +273,19 @@ class DistillationTrainer(GuardedTrainer):
         batch[LESSON] = self.distiller.ask(lesson, batch)
         return batch
 
-    def build_dataset(self, img_path: str, mode: str = "train", batch: Any = None):
-        """Build a dataset, for training with views that repeat if the teacher's answers are kept."""
-        with naming_unreadable(img_path):
-            dataset = super().build_dataset(img_path, mode, batch)
-        return self.task.wrap_dataset(dataset, self.plan, img_path, training=mode == "train")
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"):
+        """Load what `build_dataset` gives, which a subclass overrides to augment in its own way, as a run needs it."""
+        build = self.build_dataset
+
+        def build_dataset(*given: Any) -> Any:
+            with naming_unreadable(dataset_path):
+                return self.task.wrap_dataset(build(*given), self.plan, dataset_path, training=mode == "train")
+
+        self.build_dataset = build_dataset
+        try:
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        finally:
+            del self.build_dataset
 
     def _model_train(self) -> None:
         """Begin an epoch, with its weight, its temperature and its views."""

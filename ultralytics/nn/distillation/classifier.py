@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ultralytics.nn.distillation.probe import part_of
 from ultralytics.nn.distillation.probeable import ProbeableTeacher
 from ultralytics.nn.distillation.sources import CLASSIFIER
 from ultralytics.nn.distillation.taps import FeatureLevel
+from ultralytics.nn.distillation.teacher import OutputError
 from ultralytics.nn.distillation.teachers import Teachers
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils.distillation import average_logits
@@ -23,24 +24,64 @@ from ultralytics.utils.distillation import average_logits
 __all__ = ("ClassificationTeacher", "TeacherEnsemble")
 
 
+MEANINGS = ("logits", "probabilities", "sigmoid")
+EXACT, ROUNDED = 1e-3, 0.1  # how far from 1 probabilities may sum to, in floating point and in 8 bits
+TINY = torch.finfo(torch.float32).tiny
+
+
 class ClassificationTeacher(ProbeableTeacher):
     """A trained classifier, frozen. Its answer to B images is (logits, features), the logits of shape (B, C)."""
 
     expected = CLASSIFIER
-    _gives_probabilities = False
+    recognised = "logits"  # what its answers were found to be
+    rounded = False  # whether these are probabilities of few bits
 
     def fuse(self, network: nn.Module) -> nn.Module:
         """Return an Ultralytics network with its convolutions and BatchNorm layers fused."""
         return network.fuse(verbose=False) if isinstance(network, ClassificationModel) else network
 
     def read(self, output: Any) -> Tensor:
-        """Return the logits, of shape (B, C), in what the network gives in eval mode."""
-        if isinstance(output, (tuple, list)):  # an Ultralytics classifier gives (probabilities, logits)
-            output = output[1] if isinstance(self.model, ClassificationModel) else part_of(output)
-        logits = getattr(output, "logits", output)
-        if self._gives_probabilities:
-            logits = logits.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        """Return the logits, of shape (B, C), in what the network gives in eval mode.
+
+        Raises:
+            OutputError: If `output` names none of several.
+        """
+        if isinstance(self.model, ClassificationModel):
+            return output[1]  # of (probabilities, logits)
+        logits = self._part_of(output)
+        if not isinstance(logits, Tensor):
+            return logits  # to be refused, see `check_answer`
+        if self.meaning == "probabilities":
+            logits = logits.float().clamp_min(TINY).log()
+        elif self.meaning == "sigmoid":
+            logits = logits.float().clamp(TINY, 1 - torch.finfo(torch.float32).eps).logit()
+        if logits.ndim == 2 and logits.shape[1] == 1 and self.names is not None and len(self.names) == 2:
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)  # one score says which of two it is
         return logits
+
+    @property
+    def meaning(self) -> str:
+        """What its answers are, one of `MEANINGS`: given, or found."""
+        return self.output if self.output in MEANINGS else self.recognised
+
+    def _part_of(self, output: Any) -> Any:
+        """Return of an answer in several parts the one that is named, or has a score for each class, or comes first."""
+        named = None if self.output in MEANINGS else self.output
+        if named is None and isinstance(logits := getattr(output, "logits", None), Tensor):
+            return logits
+        parts = dict(output) if isinstance(output, Mapping) else {}
+        if isinstance(output, (tuple, list)):
+            parts = {str(i): part for i, part in enumerate(output)}
+        if named is not None:
+            if named not in parts:
+                raise OutputError(
+                    f"'teacher_output={named}' is none of {list(MEANINGS)}, and no output of 'teacher={self.source}', "
+                    f"which has {list(parts) or 'one without a name'}."
+                )
+            return parts[named]
+        rows = [part for part in parts.values() if isinstance(part, Tensor) and part.ndim == 2]
+        fitting = [row for row in rows if self.names is not None and row.shape[1] == len(self.names)]
+        return next(iter(fitting or rows), part_of(output))
 
     def check_answer(self, answer: Any) -> None:
         """Refuse what is no finite row of logits per image, one per class name; recognise probabilities.
@@ -61,12 +102,13 @@ class ClassificationTeacher(ProbeableTeacher):
                 f"'teacher={self.source}' gives {answer.shape[1]} logits per image, but has {len(self.names)} class "
                 f"names. Name each of its classes with 'teacher_names'."
             )
+        if self.output in MEANINGS or isinstance(self.model, ClassificationModel):
+            return
         # Exported classifiers often end in a softmax; the logarithm gives logits back, up to a constant that no
-        # softmax sees
-        sums = answer.sum(1)
-        self._gives_probabilities = bool(
-            answer.shape[1] > 1 and (answer >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-        )
+        # softmax sees. In 8 bits its values sum to 1 but for rounding
+        off = (answer.sum(1) - 1).abs().max().item()
+        if answer.shape[1] > 1 and (answer >= 0).all() and off < ROUNDED:
+            self.recognised, self.rounded = "probabilities", off > EXACT
 
     def head(self, level: FeatureLevel) -> Callable[[Tensor], Tensor] | None:
         """Return the head as a function from a level's map to logits, or None if that is not what it is given."""
@@ -132,6 +174,9 @@ class TeacherEnsemble(Teachers):
         self.classes = classes
         notes = []
         for k, (member, match) in enumerate(zip(self.members, matches, strict=True)):
+            if member.meaning != "logits":
+                few = ", rounded, so that small ones are lost: give one of more bits if there is" * member.rounded
+                notes.append(f"{member.source}: its answers are read as {member.meaning}{few}.")
             columns = [match[i] for i in classes]
             if columns != list(range(len(member.names))):
                 self._columns[k] = torch.tensor(columns)

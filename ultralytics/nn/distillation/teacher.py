@@ -22,11 +22,15 @@ from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import WINDOWS
 from ultralytics.utils.torch_utils import attempt_compile
 
-__all__ = ("Teacher",)
+__all__ = ("OutputError", "Teacher")
 
 CUDA_GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of torch.compile
 CHANNELS_LAST = 96  # side of the images in pixels from which that memory format is faster on a CPU
 PIXELS_AT_ONCE = 1 << 20  # on a CPU; their maps are tens of MB, and larger ones the system has to find anew each time
+
+
+class OutputError(ValueError):
+    """A network has no such output as `teacher_output` names."""
 
 
 class Teacher:
@@ -43,6 +47,7 @@ class Teacher:
         names (list[str] | None): Class names by index, if known.
         channels (int | None): Input channels, if known.
         imgsz (int | None): Side of the images it sees in pixels; None for the student's.
+        output (str | None): What its answer is, or which part of it is meant, if that was given.
         has_features (bool): Whether feature maps can be read inside it.
         content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
         backbone (str | None): The network whose features its head was fitted on, if one was, see `probe`.
@@ -61,6 +66,7 @@ class Teacher:
         source: Any,
         names: Any = None,
         imgsz: int | None = None,
+        output: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         trusted: bool = False,
@@ -72,6 +78,7 @@ class Teacher:
             source (Any): What `sources.open_source` takes; or a Source, whose network stays as it is.
             names (list | dict | str | Path, optional): Class names by index; None for the source's own.
             imgsz (int, optional): Side of the images it sees in pixels; None for the source's own, or the student's.
+            output (str, optional): What its answer is, or which part of it is meant, see the task's own teacher.
             mean (Sequence[float], optional): Mean that its images have subtracted; None for the source's own.
             std (Sequence[float], optional): Standard deviation that they are divided by; None for the source's own.
             trusted (bool): Let a file run code of its own.
@@ -94,6 +101,7 @@ class Teacher:
             raise type(e)(f"'teacher_names={reprlib.repr(names)}' is an invalid value. {e}") from e
         self.channels = opened.channels
         self.imgsz = imgsz or opened.imgsz
+        self.output = output
         self.has_features = opened.has_features
         self.content_hash = opened.content_hash
         self.backbone, self.recipe, self.trusted = opened.backbone, opened.recipe, trusted
@@ -167,6 +175,8 @@ class Teacher:
         images = torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
         try:
             return self(images)[0]
+        except OutputError:
+            raise
         except Exception as e:  # a foreign network may fail in any way
             raise ValueError(
                 f"'teacher={self.source}' cannot process a batch of 2 images of {channels}x{side}x{side} "

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
+from torchvision.transforms import v2
 from ultralytics import YOLO
+from ultralytics.data import ClassificationDataset
+from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER
@@ -201,6 +204,22 @@ def test_loader_workers_show_each_epoch_its_view(cached):
     train({**cached, "teacher_views": 3, "epochs": 3, "plots": False}, WithWorkers)
     for epoch in range(3):
         assert sorted(seen[epoch]) == [(i, epoch) for i in range(80)]
+
+
+def test_a_subclass_builds_a_dataset_of_its_own(cached):
+    """As upstream's guide says how to augment in another way: its views repeat too, and are what the student sees."""
+
+    class Own(Asking):
+        def build_dataset(self, img_path, mode="train", batch=None):
+            dataset = ClassificationDataset(img_path, self.args, augment=mode == "train", prefix=mode)
+            if mode == "train":
+                dataset.torch_transforms = v2.Compose([v2.ToImage(), v2.Resize((32, 32)), v2.ToDtype(torch.float32)])
+            return dataset
+
+    trainer = train({**cached, "epochs": 2, "teacher_views": 1}, Own)
+    assert trainer.asked == 80
+    assert isinstance(trainer.train_loader.dataset, RepeatableViews)
+    assert trainer.train_loader.dataset[0]["img"].max() > 1  # not divided by 255
 
 
 def test_networks_with_the_same_weights_do_not_share_answers(cached, teacher):

@@ -273,6 +273,16 @@ def test_self_distillation_that_never_starts_is_refused(overrides):
         )
 
 
+@pytest.mark.parametrize("output", [None, "sigmoid"])
+def test_an_answer_that_says_nothing_at_this_temperature_is_warned_of(output, overrides, said):
+    """Scores between 0 and 1, each for itself, are alike once they are softened as logits."""
+    network = Centroids()
+    network.forward = lambda x: Centroids.forward(network, x).add(3).sigmoid()
+    train({**overrides, **RESPONSE, "teacher": network, "teacher_output": output, "fraction": 0.2})
+    warnings = [line for line in said["warning"] if "says next to nothing at 'temperature=4'" in line]
+    assert [("'teacher_output'" in line) for line in warnings] == ([] if output else [True])
+
+
 class Constant(torch.nn.Module):
     """A teacher that answers every image alike."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
+from ultralytics.data import ClassificationDataset
 from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.data.distillation.wrapped import ReadableDataset
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
@@ -29,11 +30,17 @@ from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.distillation import DistillationLoss
+from ultralytics.utils.distillation.metrics import normalized_entropy
 from ultralytics.utils.distillation.registry import choose
 
 __all__ = ("ClassificationTask",)
 
 CHECKED_IMAGES = 512
+MOST_ENTROPY = 0.99  # of a softened answer, of that of one that is the same for all classes
+TOO_SOFT = (
+    "says next to nothing at 'temperature={:g}': its softened answers have {:.1%} of the greatest entropy. If they are "
+    "probabilities or scores and no logits, tell it with 'teacher_output'; else lower 'temperature'."
+)
 CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
 
 
@@ -155,14 +162,15 @@ class ClassificationTask(DistillationTask):
 
     def wrap_dataset(self, dataset: Dataset, plan: Plan, folder: str, training: bool) -> Dataset:
         """Return a dataset that names images that cannot be read, with the plan's classes and repeating views."""
-        hidden = any(name.startswith(".") for name in dataset.base.classes)
-        if hidden or not plan.labelled:
-            classes = {name: i for i, name in plan.data["names"].items()}
-            found = [(Path(file).relative_to(folder).parts[0], file, *rest) for file, _, *rest in dataset.samples]
-            dataset.samples = [
-                [file, classes.get(name, 0), *rest] for name, file, *rest in found if not name.startswith(".")
-            ]
-        dataset = ReadableDataset(dataset)
+        if isinstance(dataset, ClassificationDataset):  # a subclass may build another kind
+            hidden = any(name.startswith(".") for name in dataset.base.classes)
+            if hidden or not plan.labelled:
+                classes = {name: i for i, name in plan.data["names"].items()}
+                found = [(Path(file).relative_to(folder).parts[0], file, *rest) for file, _, *rest in dataset.samples]
+                dataset.samples = [
+                    [file, classes.get(name, 0), *rest] for name, file, *rest in found if not name.startswith(".")
+                ]
+            dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
 
     def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
@@ -247,6 +255,9 @@ class ClassificationTask(DistillationTask):
                 fault = f", and always naming the most frequent class {most / count:.1%}"
             else:
                 found.append((False, f"{said}."))
+                spread = normalized_entropy(answer / plan.args.temperature)
+                if plan.uses_temperature and spread > MOST_ENTROPY:
+                    found.append((True, f"'teacher={member.source}' {TOO_SOFT.format(plan.args.temperature, spread)}"))
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
         if not own or any(is_warning for is_warning, _ in found):

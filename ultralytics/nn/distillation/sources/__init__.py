@@ -56,7 +56,7 @@ def open_source(
             f"'teacher=runs/{expected.task}/train/weights/best.pt'."
         )
     source = _open(teacher, expected, imgsz, trusted, grows_head)
-    source.content_hash = hash_file(source.file) if source.file else _hash_weights(source.network)
+    source.content_hash = hash_file(source.file, *source.beside) if source.file else _hash_weights(source.network)
     return source
 
 
@@ -123,12 +123,13 @@ def _find(path: str | Path, expected: Expected) -> str:
     return regular_file(file, path)
 
 
-def hash_file(file: str) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+def hash_file(*files: str) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it, or of several one after the other."""
     digest = hashlib.sha256()
-    with open(file, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
+    for file in files:
+        with open(file, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

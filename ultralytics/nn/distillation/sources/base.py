@@ -64,7 +64,9 @@ class Source:
         std (Sequence[float]): Per-channel standard deviation that its training divided by.
         has_features (bool): Whether feature maps can be read inside it.
         file (str | None): The file that it was read from.
-        content_hash (str | None): SHA-256 of the file, or of the weights where there is none, in hexadecimal digits.
+        beside (Sequence[str]): Further files that hold its weights.
+        content_hash (str | None): SHA-256 of the file, followed by those beside it, or of the weights where there is
+            none, in hexadecimal digits.
         backbone (str | None): The network whose features its head was fitted on, if one was.
         recipe (Mapping[str, Any] | None): How a library builds the network without weights: its `network`, e.g.
             "timm:resnet18", the `side` of its images if it is built for one, `options` of its constructor, and where
@@ -80,6 +82,7 @@ class Source:
     std: Sequence[float] = (1.0,)
     has_features: bool = True
     file: str | None = None
+    beside: Sequence[str] = ()
     content_hash: str | None = None
     backbone: str | None = None
     recipe: Mapping[str, Any] | None = None
@@ -121,8 +124,8 @@ def fixed_imgsz(network: nn.Module) -> int | None:
 
 
 def names_of(network: nn.Module) -> list[str] | None:
-    """Return a network's own class names, as Ultralytics' carry them."""
-    names = getattr(network, "names", None)
+    """Return a network's own class names, as those of Ultralytics and of Hugging Face's transformers carry them."""
+    names = getattr(network, "names", None) or getattr(getattr(network, "config", None), "id2label", None)
     return names_in({"names": names}) if names else None
 
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,57 +15,106 @@ from ultralytics.nn.distillation.sources.base import Source, names_in
 
 __all__ = ("open_onnx", "open_torchscript")
 
+CHANNELS = {1, 3, 4}  # what an image has, unlike a side
+TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,  # from 0 to 255
+}
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)  # in protobuf's bytes, before the name's length
 MAX_SIDE = 2048  # pixels, and images at a time, that an ONNX file may ask for
 
 
 class _OnnxNetwork(nn.Module):
-    """An ONNX graph, run by ONNX Runtime."""
+    """An ONNX graph, run by ONNX Runtime.
 
-    def __init__(self, session):
+    Attributes:
+        file (str): Its file.
+        session (onnxruntime.InferenceSession): What runs it.
+        channels_last (bool): Whether it takes images (B, H, W, channels), as those of TensorFlow do.
+    """
+
+    def __init__(self, file: str):
         super().__init__()
-        self.session = session
-        self.input = session.get_inputs()[0]
+        self.file = file
+        self.device = torch.device("cpu")
+        self.session = self._open()
+        self.input = self.session.get_inputs()[0]
+        sides = self.input.shape[1:]
+        self.channels_last = len(sides) == 3 and sides[2] in CHANNELS and sides[0] not in CHANNELS
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the graph's first output on the device of the images; a fixed batch size is fed piece by piece."""
-        array = images.detach().float().cpu().numpy()
-        array = array.astype("float16") if "float16" in self.input.type else array
-        size = self.input.shape[0] if isinstance(self.input.shape[0], int) else len(array)
-        answers = []
-        for start in range(0, len(array), size):
-            piece = torch.from_numpy(array[start : start + size])
+    def _open(self) -> Any:
+        """Return a session on the device, the CPU if ONNX Runtime has no other."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if self.device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": self.device.index or 0}))
+        return onnxruntime.InferenceSession(self.file, options, providers)
+
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the graph's output on the device of the images, several by name.
+
+        A fixed batch size is fed piece by piece.
+        """
+        if images.device != self.device:
+            self.device = images.device
+            self.session = self._open()
+        images, dtype = images.detach().cpu(), TYPES[self.input.type]
+        images = (images.clamp(0, 1) * 255).round().to(dtype) if dtype == torch.uint8 else images.to(dtype)
+        if self.channels_last:
+            images = images.permute(0, 2, 3, 1).contiguous()
+        size = self.input.shape[0] if isinstance(self.input.shape[0], int) else len(images)
+        names = [output.name for output in self.session.get_outputs()]
+        answers: dict[str, list[Tensor]] = {name: [] for name in names}
+        for piece in images.split(size):
             filled = torch.cat([piece, piece[-1:].expand(size - len(piece), *piece.shape[1:])])
-            answer = torch.from_numpy(self.session.run(None, {self.input.name: filled.numpy()})[0])
-            answers.append(answer[: len(piece)])
-        return torch.cat(answers).to(images.device)
+            for name, found in zip(names, self.session.run(None, {self.input.name: filled.numpy()}), strict=True):
+                answers[name].append(torch.from_numpy(found)[: len(piece)])
+        whole = {name: torch.cat(parts).to(self.device) for name, parts in answers.items()}
+        return whole[names[0]] if len(names) == 1 else whole
 
 
 def open_onnx(file: str, teacher: Any) -> Source:
     """Open an ONNX file: its operators compute, and can do nothing else."""
     try:
-        import onnxruntime
+        network = _OnnxNetwork(file)
     except ImportError as e:
         raise ImportError(f"'teacher={teacher}' needs ONNX Runtime. Install it with 'pip install onnxruntime'.") from e
-    available = onnxruntime.get_available_providers()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    try:
-        session = onnxruntime.InferenceSession(
-            file, options, [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
-        )
     except Exception as e:  # onnxruntime's exceptions share no class of their own
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: the file is damaged or no ONNX model ({type(e).__name__})."
         ) from e
-    if len(session.get_inputs()) != 1 or len(session.get_inputs()[0].shape) != 4:
+    session, shape = network.session, network.input.shape
+    if len(session.get_inputs()) != 1 or len(shape) != 4:
         raise TypeError(f"'teacher={teacher}' must take one batch of images, (B, channels, height, width).")
-    batch, channels, height, width = (d if isinstance(d, int) else None for d in session.get_inputs()[0].shape)
+    if network.input.type not in TYPES:
+        raise TypeError(
+            f"'teacher={teacher}' takes images of type {network.input.type}, whose scale is not known. Export it with "
+            f"an input of float32, or of uint8 from 0 to 255."
+        )
+    batch, *sides = (d if isinstance(d, int) else None for d in shape)
+    channels, height, width = (sides[2], *sides[:2]) if network.channels_last else sides
     if any(d is not None and not 0 < d <= MAX_SIDE for d in (batch, channels, height, width)):
-        raise TypeError(f"'teacher={teacher}' declares an input of shape {session.get_inputs()[0].shape!s:.80}.")
+        raise TypeError(f"'teacher={teacher}' declares an input of shape {shape!s:.80}.")
     if height != width:
         raise TypeError(f"'teacher={teacher}' takes images of {height}x{width}, but training images are square.")
     notes = session.get_modelmeta().custom_metadata_map
-    return Source(file, _OnnxNetwork(session), names_in(notes), channels, height, has_features=False, file=file)
+    source = Source(file, network, names_in(notes), channels, height, has_features=False, file=file)
+    source.beside = _weights_beside(file)
+    return source
+
+
+def _weights_beside(file: str) -> list[str]:
+    """Return the files that hold weights of an ONNX file, as its tensors name them by their key `location`."""
+    with open(file, "rb") as f, mmap(f.fileno(), 0, access=ACCESS_READ) as content:
+        found = {content[m.end() : m.end() + m[1][0]] for m in LOCATION.finditer(content)}
+    folder = Path(file).parent
+    beside = sorted(str(folder / name.decode(errors="replace")) for name in found)
+    return [name for name in beside if Path(name).is_file()]
 
 
 def open_torchscript(file: str, teacher: Any, trusted: bool) -> Source:
