@@ -1,9 +1,10 @@
 """The Plan of a run: made once, of what is read once, and not to be changed."""
 
+import sys
 from collections import Counter
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,39 @@ def test_a_student_that_cannot_be_built_is_refused_before_any_file(model, error,
     """Whatever is compared."""
     with pytest.raises(error, match=words):
         DistillationClassificationTrainer(overrides={**overrides, **given, "model": model})
+    assert not Path(overrides["project"]).exists()
+
+
+class Yolov5(torch.nn.Module):
+    """As YOLOv5's files name it."""
+
+    __module__ = "models.common"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: torch.nn.Linear(2, 2).state_dict(), "it holds weights alone"),
+        (lambda: {"state_dict": {"weight": torch.ones(2)}}, "it holds weights alone"),
+        (lambda: torch.nn.Linear(2, 2), "or another library's network"),
+        (lambda: {"model": Yolov5()}, "it is of YOLOv5"),
+        (None, "no network can be read from it"),
+    ],
+)
+def test_foreign_checkpoints_as_students_are_told_apart(content, words, overrides, tmp_path, monkeypatch):
+    file = tmp_path / "student.pt"
+    file.write_bytes(b"PK torn")
+    if content:
+        module = ModuleType("models.common")
+        module.Yolov5 = Yolov5
+        for name in ("models", "models.common"):
+            monkeypatch.setitem(sys.modules, name, module)
+        torch.save(content(), file)
+        for name in ("models", "models.common"):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match=rf"'model={file}' cannot be trained: .*{words}.*e.g. 'model=yolo11l-cls") as e:
+        DistillationClassificationTrainer(overrides={**overrides, "model": str(file)})
+    assert "\n" not in str(e.value)
     assert not Path(overrides["project"]).exists()
 
 

@@ -18,6 +18,8 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.teacher import Teacher
 from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
+from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
 
 __all__ = ("DistillationTask",)
@@ -74,6 +76,40 @@ class DistillationTask:
         raise ValueError(
             f"'teacher_probe=True' fits a head that names images, and the task '{self.name}' has none. Leave it out."
         )
+
+    def describe_student(self, model: str) -> dict[str, Any]:
+        """Return the description of a student's network, as upstream's YAML files hold it.
+
+        Args:
+            model (str): `model` as it was given, a description or a checkpoint.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+            ValueError: If it is neither, or of another task.
+        """
+        example = f"'model={Path(self.teacher_class.expected.example).stem}.yaml'"
+        file = check_model_file_from_stem(model)
+        suffix = Path(file).suffix.lower()
+        if suffix not in {".pt", ".yaml", ".yml"}:
+            raise ValueError(
+                f"'model={model}' is neither a '.pt' checkpoint nor the '.yaml' description of a network. Give one as "
+                f"the student, e.g. {example}."
+            )
+        try:
+            network = load_checkpoint(file)[0].yaml if suffix == ".pt" else yaml_model_load(file)
+        except FileNotFoundError:
+            raise
+        except Exception as e:  # of a file that may hold anything
+            said, what = str(e), f"no network can be read from it ({type(e).__name__})"
+            if "YOLOv5" in said:
+                what = "it is of YOLOv5, whose networks this release does not have"
+            elif isinstance(e, (KeyError, AttributeError)) or "references types" in said:
+                what = "it holds weights alone, or another library's network, and none of Ultralytics'"
+            elif isinstance(e, ImportError):
+                what = f"it needs code that is not here ({' '.join(said.split()):.100})"
+            raise ValueError(f"'model={model}' cannot be trained: {what}. Give a student, e.g. {example}.") from e
+        self.check_student(f"model={model}", guess_model_task(network))
+        return network
 
     def check_student(self, given: str, task: str | None) -> None:
         """Refuse a student of another task.

@@ -30,9 +30,7 @@ from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.distillation.taps import FeatureLevel
-from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG, RANK, YAML, IterableSimpleNamespace
-from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
@@ -144,20 +142,8 @@ class DistillationTrainer(GuardedTrainer):
         return self.plan.data
 
     def _build_student(self, data: dict[str, Any]) -> nn.Module:
-        """Return a network of the student's architecture, for the dataset's classes.
-
-        Raises:
-            ValueError: If `model` is neither a checkpoint nor the description of a network.
-        """
-        model = check_model_file_from_stem(str(self.args.model))
-        suffix = Path(model).suffix.lower()
-        if suffix not in {".pt", ".yaml", ".yml"}:
-            raise ValueError(
-                f"'model={self.args.model}' is neither a '.pt' checkpoint nor the '.yaml' description of a network. "
-                f"Give one as the student, e.g. 'model={Path(self.task.teacher_class.expected.example).stem}.yaml'."
-            )
-        network = load_checkpoint(model)[0].yaml if suffix == ".pt" else yaml_model_load(model)
-        self.task.check_student(f"model={self.args.model}", guess_model_task(network))
+        """Return a network of the student's architecture, for the dataset's classes."""
+        network = self.task.describe_student(str(self.args.model))
         self.data = data  # where upstream's `get_model` looks for classes and channels
         return self.get_model(cfg=network, verbose=False)
 
