@@ -47,6 +47,7 @@ class Teacher:
         names (list[str] | None): Class names by index, if known.
         channels (int | None): Input channels, if known.
         imgsz (int | None): Side of the images it sees in pixels; None for the student's.
+        trained_imgsz (int | None): Side that it was trained at, if its source says so.
         output (str | None): What its answer is, or which part of it is meant, if that was given.
         has_features (bool): Whether feature maps can be read inside it.
         content_hash (str): SHA-256 of its file, or of its weights where it has none, in hexadecimal digits.
@@ -100,7 +101,7 @@ class Teacher:
         except (FileNotFoundError, TypeError, ValueError) as e:
             raise type(e)(f"'teacher_names={reprlib.repr(names)}' is an invalid value. {e}") from e
         self.channels = opened.channels
-        self.imgsz = imgsz or opened.imgsz
+        self.imgsz, self.trained_imgsz = imgsz or opened.imgsz, opened.trained_imgsz
         self.output = output
         self.has_features = opened.has_features
         self.content_hash = opened.content_hash

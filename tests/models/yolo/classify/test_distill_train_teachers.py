@@ -283,6 +283,26 @@ def test_an_answer_that_says_nothing_at_this_temperature_is_warned_of(output, ov
     assert [("'teacher_output'" in line) for line in warnings] == ([] if output else [True])
 
 
+class Sized(Centroids):
+    """Knows digits at one size alone, as a network that was trained at another."""
+
+    def forward(self, x):
+        return super().forward(x) if x.shape[-1] == 32 else torch.arange(10.0).expand(len(x), 10) + x[:, 0, :1, 0]
+
+
+@pytest.mark.parametrize(("trained", "given"), [(32, None), (32, 32), (64, None), (None, None)])
+def test_a_teacher_that_knows_more_at_the_size_of_its_training_is_warned_of(trained, given, overrides, said):
+    trainer = DistillationClassificationTrainer(
+        overrides={**overrides, **RESPONSE, "teacher": Sized(), "imgsz": 64, "teacher_imgsz": given, "fraction": 0.2}
+    )
+    trainer.teacher.first.trained_imgsz = trained
+    trainer.train()
+    warnings = [line for line in said["warning"] if "which it was trained at" in line]
+    assert len(warnings) == ((trained, given) == (32, None))
+    assert all("Set 'teacher_imgsz=32'" in line and "student's 64 pixels" in line for line in warnings)
+    assert trainer.teacher.first.imgsz == given
+
+
 class Constant(torch.nn.Module):
     """A teacher that answers every image alike."""
 

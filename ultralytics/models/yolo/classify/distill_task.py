@@ -36,6 +36,7 @@ from ultralytics.utils.distillation.registry import choose
 __all__ = ("ClassificationTask",)
 
 CHECKED_IMAGES = 512
+CLEARLY = 0.05  # of the images
 MOST_ENTROPY = 0.99  # of a softened answer, of that of one that is the same for all classes
 TOO_SOFT = (
     "says next to nothing at 'temperature={:g}': its softened answers have {:.1%} of the greatest entropy. If they are "
@@ -260,10 +261,38 @@ class ClassificationTask(DistillationTask):
                     found.append((True, f"'teacher={member.source}' {TOO_SOFT.format(plan.args.temperature, spread)}"))
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
+        found += self._sizes(plan, dataset, batch, [(x.argmax(1) == labels).double().mean().item() for x in logits])
         if not own or any(is_warning for is_warning, _ in found):
             return found
         reached = [(x.argmax(1) == labels).double().mean().item() for x in (*own, plan.teacher.average(logits))]
         return found + self.surpassed(*reached)
+
+    def _sizes(self, plan: Plan, dataset: Dataset, batch: int, reached: Sequence[float]) -> list[tuple[bool, str]]:
+        """Warn of teachers that know more at the size that they were trained at than at the one that they are given."""
+        others = {
+            i: member
+            for i, member in enumerate(plan.teacher.members)
+            if member.imgsz is None and not member.backbone and member.trained_imgsz not in {None, plan.imgsz}
+        }
+        if not others:
+            return []
+        for member in others.values():
+            member.imgsz = member.trained_imgsz
+        try:
+            logits, labels = plan.teacher.judge(dataset, CHECKED_IMAGES, batch)
+        finally:
+            for member in others.values():
+                member.imgsz = None
+        return [
+            (
+                True,
+                f"'teacher={member.source}' names {reached[i]:.1%} correctly at the student's {plan.imgsz} pixels, and "
+                f"{better:.1%} at {member.trained_imgsz}, which it was trained at. Set "
+                f"'teacher_imgsz={member.trained_imgsz}'.",
+            )
+            for i, member in others.items()
+            if (better := (logits[i].argmax(1) == labels).double().mean().item()) > reached[i] + CLEARLY
+        ]
 
     def report(self, run: FinishedRun) -> ReportPart:
         """Return accuracy by class, confusions, calibration, and images with attention."""

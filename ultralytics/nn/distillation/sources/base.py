@@ -71,6 +71,7 @@ class Source:
         recipe (Mapping[str, Any] | None): How a library builds the network without weights: its `network`, e.g.
             "timm:resnet18", the `side` of its images if it is built for one, `options` of its constructor, and where
             they are known, the `classes` of its own head and the layers that it is `without`.
+        trained_imgsz (int | None): The image side in pixels that it was trained at, though it takes others.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Source:
     content_hash: str | None = None
     backbone: str | None = None
     recipe: Mapping[str, Any] | None = None
+    trained_imgsz: int | None = None
 
 
 def download(get: Callable[[], Any], teacher: Any) -> Any:

@@ -39,6 +39,7 @@ def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool, gr
         preset = weights.transforms()
         mean, std = tuple(preset.mean), tuple(preset.std)
         source = Source(teacher, network, imagenet_names(), 3, fixed_imgsz(network), mean, std)
+        source.trained_imgsz = preset.crop_size[0]
         source.recipe = _recipe(f"torchvision:{name}", network)
         return source
 
@@ -75,6 +76,7 @@ def _open_timm(name: str, file: str, imgsz: int | None, trusted: bool, grows_hea
 
         network = download(build_official, teacher)
         source = Source(teacher, network, imgsz=fixed_imgsz(network))
+        source.trained_imgsz = network.pretrained_cfg["input_size"][-1]
         if network.num_classes == 1000:
             source.names = imagenet_names()
         elif subset := timm.data.infer_imagenet_subset(network):

@@ -56,6 +56,8 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
 
             restore_qat(model, ckpt["modelopt"])
         source = Source(file, model.float(), names_of(model), model.yaml.get("channels", 3), file=file)
+        side = (ckpt.get("train_args") or {}).get("imgsz")
+        source.trained_imgsz = side if isinstance(side, int) else None
         return describe_probed(source, probe) if probe else source
     except NotImplementedError as e:
         raise TypeError(
