@@ -79,13 +79,12 @@ class ResumableTrainer(BaseTrainer):
 
     def _stay_where_its_files_are(self, checkpoint: Path) -> None:
         """Let a resumed run go on in the folder that its checkpoint lies in, wherever it was begun."""
-        weights, begun = (
-            Path(os.path.abspath(checkpoint)).parent,
-            Path(self.args.save_dir) / "weights" / checkpoint.name,
-        )
+        weights = Path(os.path.abspath(checkpoint)).parent
         if weights.name == "weights":
             self.args.save_dir = str(weights.parent)
-        elif begun.exists() and not begun.samefile(checkpoint):
+            return
+        begun = Path(getattr(self.args, "save_dir", None) or weights) / "weights" / checkpoint.name
+        if begun.exists() and not begun.samefile(checkpoint):
             raise ValueError(
                 f"'resume={checkpoint}' is a copy from the run in '{self.args.save_dir}', which going on with it would "
                 f"overwrite. Give another folder with 'save_dir', or resume '{begun}'."

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from ultralytics.nn.distillation.files import content_of, is_torchscript
 from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils.patches import torch_load
 
@@ -50,76 +51,8 @@ PLAIN_VALUES = [  # beside the weights in what timm's and TorchVision's scripts 
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
 ]
 
-BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
 
-__all__ = (
-    *("check_modules", "content_of", "is_safetensors", "is_torchscript"),
-    *("load_checkpoint_file", "load_safetensors", "regular_file"),
-)
-
-
-def regular_file(path: str | Path, teacher: Any) -> str:
-    """Return the absolute path of an existing regular file that is not empty, links as they are named.
-
-    Args:
-        path (str | Path): The file.
-        teacher (Any): The teacher as the user gave it, for the messages.
-
-    Raises:
-        FileNotFoundError: If there is no such file, a link leads nowhere, or it is a folder or a device.
-        TypeError: If the file is empty.
-    """
-    try:
-        path = Path(path).expanduser()
-        found = path.is_file()
-    except (OSError, RuntimeError, ValueError) as e:  # too long, or the home of nobody
-        raise FileNotFoundError(f"'teacher={teacher!s:.200}' is no path ({type(e).__name__}).") from e
-    if not found:
-        if path.is_dir():
-            reason = "is a folder; give the file in it, e.g. 'weights/best.pt'"
-        elif path.is_symlink():
-            reason = "is a link that leads nowhere or to itself; give the file itself"
-        else:
-            reason = "is no regular file" if path.exists() else "does not exist; give the path of a trained checkpoint"
-        raise FileNotFoundError(f"'teacher={teacher}' {reason}.")
-    if not path.stat().st_size:
-        raise TypeError(f"'teacher={teacher}' is empty (0 bytes). Copy or train it again.")
-    return os.path.abspath(path)  # caches of files name them by links
-
-
-def is_torchscript(file: str) -> bool:
-    """Tell whether a file is a TorchScript archive: a zip that holds code beside the weights."""
-    if not zipfile.is_zipfile(file):
-        return False
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
-
-
-def is_safetensors(file: str) -> bool:
-    """Tell whether a file is of safetensors: the size of a header, and the header in JSON."""
-    with open(file, "rb") as f:
-        size, brace = int.from_bytes(f.read(8), "little"), f.read(1)
-    return brace == b"{" and size < os.path.getsize(file)
-
-
-def content_of(file: str) -> str | None:
-    """Return what a file holds, in words, whatever its name is; None if that is not known."""
-    if is_safetensors(file):
-        return "safetensors weights"
-    if is_torchscript(file):
-        return "a TorchScript program"
-    with open(file, "rb") as f:
-        start = f.read(len(BEFORE_ZIP))
-    if start == BEFORE_ZIP:
-        return "a checkpoint from before torch 1.6"
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return "a checkpoint" if any(x.endswith("/data.pkl") for x in archive.namelist()) else None
-    except zipfile.BadZipFile:
-        return None
+__all__ = ("check_modules", "load_checkpoint_file")
 
 
 def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultralytics: bool = False) -> Any:
@@ -169,34 +102,6 @@ def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultraly
             f"'teacher={teacher}' cannot be loaded: its index is damaged ({type(e).__name__}). Copy or train it again."
         ) from e
     return _unpickle(file, teacher, trusted, ultralytics)
-
-
-def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file; the library checks its header against its size.
-
-    Args:
-        file (str): A regular file.
-        teacher (Any): The teacher as the user gave it, for the messages.
-
-    Returns:
-        tensors (dict[str, Tensor]): The state dict, on the CPU.
-        metadata (dict[str, str]): The file's own notes.
-
-    Raises:
-        ImportError: If the library is not installed.
-        TypeError: If the file is damaged.
-    """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as e:
-        raise ImportError(f"'teacher={teacher}' needs safetensors. Install it with 'pip install safetensors'.") from e
-    try:
-        with safe_open(file, framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise TypeError(
-            f"'teacher={teacher}' cannot be loaded: no sound safetensors file ({e!s:.100}). Copy it again."
-        ) from e
 
 
 def _unpickle(file: str, teacher: Any, trusted: bool, ultralytics: bool) -> Any:

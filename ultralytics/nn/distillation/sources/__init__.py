@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.engine.exporter import export_formats
-from ultralytics.nn.distillation.safe_load import is_torchscript, regular_file
+from ultralytics.nn.distillation.files import is_torchscript, regular_file
 from ultralytics.nn.distillation.sources.base import CLASSIFIER, Expected, Source, download
 from ultralytics.nn.distillation.sources.exported import open_onnx, open_torchscript
 from ultralytics.nn.distillation.sources.libraries import LIBRARIES

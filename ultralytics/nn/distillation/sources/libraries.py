@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distillation.class_names import imagenet_names
-from ultralytics.nn.distillation.safe_load import is_safetensors, load_checkpoint_file, load_safetensors, regular_file
+from ultralytics.nn.distillation.files import is_safetensors, load_safetensors, regular_file
+from ultralytics.nn.distillation.safe_load import load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Source, download, fixed_imgsz, names_in
 
 __all__ = ("LIBRARIES", "OPTIONS", "build_network", "head_layers", "timm_recipe", "without_layers")

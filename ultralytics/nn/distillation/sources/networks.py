@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 from ultralytics.engine.model import Model
-from ultralytics.nn.distillation.safe_load import check_modules, content_of, load_checkpoint_file
+from ultralytics.nn.distillation.files import content_of
+from ultralytics.nn.distillation.safe_load import check_modules, load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Expected, Source, fixed_imgsz, names_of
 from ultralytics.nn.distillation.sources.libraries import timm_recipe
 from ultralytics.nn.distillation.sources.probed import PROBE, describe_probed, open_probed

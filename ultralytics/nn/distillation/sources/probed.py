@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from ultralytics import __version__
+from ultralytics.nn.distillation.files import regular_file
 from ultralytics.nn.distillation.probe import put_head
-from ultralytics.nn.distillation.safe_load import load_checkpoint_file, regular_file
+from ultralytics.nn.distillation.safe_load import load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Source, names_in, without_folders
 from ultralytics.nn.distillation.sources.libraries import LIBRARIES, OPTIONS, build_network, without_layers
 from ultralytics.nn.tasks import BaseModel, guess_model_task
