@@ -15,8 +15,11 @@ import pytest
 import torch
 from filelock import FileLock
 from helpers import TRAINING, train, write_digits
+from matplotlib.figure import Figure
+from PIL import Image
 from scenes import SETTINGS, STILL
 from ultralytics import settings
+from ultralytics.engine.distillation import trainer as distillation_trainer
 from ultralytics.models.distillation import TRAINERS
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.utils import YAML
@@ -77,8 +80,16 @@ def overrides(digits, teacher, tmp_path) -> dict:
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(distillation_trainer, "ADAPTER_IMAGES", 32)  # enough for digits, and a tenth of each run
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out drawing, half of what a run with plots takes, where nobody looks at its pictures."""
+    blank = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **given: blank.save(file, "png"))
 
 
 @pytest.fixture(scope="session")

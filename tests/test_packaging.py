@@ -33,7 +33,7 @@ def run(*command, cwd=None, check=True):
 def python(tmp_path):
     """The interpreter of a fresh environment with a copy of upstream's package, and torch and the rest by reference."""
     folder = tmp_path / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip())
     ours = {"__pycache__", *(str(p.relative_to(ROOT / "ultralytics")) for p in (ROOT / "ultralytics").rglob("*.py"))}
@@ -97,12 +97,13 @@ def test_source_tree_shadows_nothing():
 @pytest.mark.parametrize("how", ["editable", "wheel"])
 def test_install_import_uninstall(how, python, wheel, tmp_path):
     target = ["-e", ROOT] if how == "editable" else [wheel]
-    run(python, "-m", "pip", "install", "--no-deps", *target)
+    pip = sys.executable, "-m", "pip", "--python", python  # that of this environment
+    run(*pip, "install", "--no-deps", *target)
     for folder in (tmp_path, ROOT, ROOT / "tests"):
         module, package = run(python, "-c", IMPORT, cwd=folder).stdout.split()[-2:]
         assert (Path(module) == ROOT / "ultralytics/utils/distillation/__init__.py") == (how == "editable")
         assert tmp_path in Path(package).parents
-    run(python, "-m", "pip", "uninstall", "-y", "ultralytics-classify-distillation")
+    run(*pip, "uninstall", "-y", "ultralytics-classify-distillation")
     assert "No module named" in run(python, "-c", IMPORT, cwd=tmp_path, check=False).stderr
     done = run(python, "-c", "from ultralytics.models.yolo.classify import ClassificationTrainer as C; print(C)")
     assert "ClassificationTrainer" in done.stdout

@@ -32,7 +32,7 @@ def whole_runs():
 @pytest.mark.parametrize("stopped_after", [0, 1, 2])
 def test_a_resumed_run_is_the_run_that_never_stopped(stopped_after, settings, overrides, tmp_path, whole_runs):
     """Bit for bit on the CPU: weights, best epoch and the figures in results.csv."""
-    settings = {**overrides, **settings, "epochs": 4, "dropout": 0.2}
+    settings = {**overrides, **settings, "epochs": 4, "dropout": 0.2, "fraction": 0.5}
     key = settings["optimizer"]
     if key not in whole_runs:
         whole = train({**settings, "project": str(tmp_path / "whole")})

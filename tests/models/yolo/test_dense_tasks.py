@@ -212,7 +212,7 @@ def test_a_model_of_another_task_finds_no_trainer(settings_of):
         TRAINERS["detect"](overrides={"resume": str(last)})
 
 
-def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path, monkeypatch):
+def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path, monkeypatch, undrawn):
     """Neither are they measured on the dataset's labels; a dataset may have two values a point, or more points."""
     monkeypatch.setattr(distill_validation, "SURE", 0.0)
     settings = settings_of("pose", fraction=0.34, plots=True)
@@ -235,7 +235,7 @@ def test_keypoints_of_unlike_shape_are_not_compared(settings_of, tmp_path, monke
         TRAINERS["pose"](overrides={**settings, "keypoint_distill": True})
 
 
-def test_images_without_objects_are_learned_from(settings_of, tmp_path):
+def test_images_without_objects_are_learned_from(settings_of, tmp_path, undrawn):
     """Neither is there anything to measure of the teacher, or to report, if there are none for validation either."""
     settings = settings_of("segment", fraction=0.34, plots=True)
     names = YAML.load(settings["data"])
@@ -370,7 +370,7 @@ def test_the_teacher_is_not_listened_to_where_objects_are_that_it_does_not_know(
     assert not felt[:, 4].any()
 
 
-def test_a_head_without_anchors_teaches_by_its_maps(settings_of, tmp_path):
+def test_a_head_without_anchors_teaches_by_its_maps(settings_of, tmp_path, undrawn):
     """What was asked for of their heads is refused, what was a default is off."""
     settings = settings_of("detect", fraction=0.34, plots=True, feature_distill=True)
     file = tmp_path / "other.pt"

@@ -118,7 +118,7 @@ def test_pull_is_measured(summary, reported):
     assert all(share > 0 for share in summary["pull"].values())
 
 
-def test_pull_is_proportional_to_the_weight(overrides):
+def test_pull_is_proportional_to_the_weight(overrides, undrawn):
     """Twice the weight on the same networks and batches is twice the pull."""
     still = {**overrides, "lr0": 1e-12, "warmup_epochs": 0.0, "plots": True}
     pulls = []
@@ -131,7 +131,7 @@ def test_pull_is_proportional_to_the_weight(overrides):
 
 
 @pytest.mark.slow
-def test_balanced_losses_pull_as_they_were_scaled(overrides):
+def test_balanced_losses_pull_as_they_were_scaled(overrides, undrawn):
     """All but equally, where without the factors some pull many times as much as others."""
     still = {**overrides, "lr0": 1e-12, "warmup_epochs": 0.0, "plots": True, "distill_alpha": 0.5, "distill_beta": 0.5}
     pulls = []
@@ -248,7 +248,7 @@ def test_every_kind_of_run_has_one(given, networks, losses, overrides, monkeypat
 
 
 @pytest.mark.parametrize("known", [["0", "1", "2", "3"], []])
-def test_a_teacher_of_other_classes(known, overrides):
+def test_a_teacher_of_other_classes(known, overrides, undrawn):
     """It is judged on images of the classes that it knows, and not at all if it knows none."""
     names = [*known, *"abcdefghij"[len(known) :]]
     given = {"teacher_names": names, "response_distill": bool(known), "plots": True, "fraction": 0.2}
@@ -340,7 +340,7 @@ def test_what_cannot_be_compared_is_no_baseline(given, words, beside):
         check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32), TASK)
 
 
-def test_epochs_that_were_not_validated_are_no_measurements(overrides):
+def test_epochs_that_were_not_validated_are_no_measurements(overrides, undrawn):
     epochs = 5  # the fewest of which is said whether they rose
     trainer = train({**overrides, "val": False, "epochs": epochs, "fraction": 0.2, "plots": True})
     curve = read_curve(trainer.save_dir, TOP1.column)
@@ -349,7 +349,7 @@ def test_epochs_that_were_not_validated_are_no_measurements(overrides):
     assert not any("rose" in x for x in json.loads((trainer.save_dir / "distillation.json").read_text())["findings"])
 
 
-def test_a_run_of_which_only_the_end_is_left_has_one(overrides):
+def test_a_run_of_which_only_the_end_is_left_has_one(overrides, undrawn):
     """Its losses, schedule and balance are those of the run that was stopped."""
     settings = {**overrides, "plots": True, "fraction": 0.2, "temperature_end": 2, "distill_balance": "auto"}
 
@@ -372,7 +372,7 @@ def test_a_run_of_which_only_the_end_is_left_has_one(overrides):
     assert weighted["feature_loss"][1] != pytest.approx(0.7 * raw["feature_loss"][1], rel=0.05)  # it was balanced
 
 
-def test_an_earlier_report_is_not_left_in_the_folder(overrides):
+def test_an_earlier_report_is_not_left_in_the_folder(overrides, undrawn):
     settings = {**overrides, "fraction": 0.2, "name": "again", "exist_ok": True}
     folder = train({**settings, "plots": True}).save_dir
     assert (folder / "distillation.html").exists()
