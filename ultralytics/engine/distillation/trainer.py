@@ -72,6 +72,7 @@ class DistillationTrainer(GuardedTrainer):
         """
         from_cfg, cfg = DistillationArgs.split(cfg2dict(cfg))
         given, overrides = DistillationArgs.split(overrides or {})
+        self._nothing_to_resume = overrides.get("resume") is False  # as YOLO.train has it of a finished run
         self._given = {**from_cfg, **given}  # until the plan is made
         self.plan: Plan | None = None
         self.distiller: Undistilled | None = None  # both are there once upstream has read its arguments
@@ -112,6 +113,11 @@ class DistillationTrainer(GuardedTrainer):
             self.task.check_student(f"resume={self.args.resume}", self.args.task)
         arguments, self._given = self._given, {}
         given = frozenset(arguments)
+        if self._nothing_to_resume and arguments.get("teacher") is None:
+            raise ValueError(
+                f"'model={self.args.model}' holds no unfinished run to resume: give the 'last.pt' of one. A new run "
+                f"from its weights needs a 'teacher', and no 'resume'."
+            )
         if self.resume:
             try:
                 arguments = resumed_arguments(arguments, self.args)

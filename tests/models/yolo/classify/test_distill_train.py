@@ -328,6 +328,17 @@ def test_alpha_zero_warns(overrides, monkeypatch):
     assert any("the teacher has no effect" in w for w in warnings)
 
 
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_resume_of_a_finished_model_says_what_is_wrong(which, overrides):
+    trainer = train({**overrides, "fraction": 0.2})
+    before = set(Path(overrides["project"]).iterdir())
+    with pytest.raises(
+        ValueError, match=rf"'model=.*{which}\.pt' holds no unfinished run to resume.*needs a 'teacher'"
+    ):
+        YOLO(getattr(trainer, which)).train(trainer=DistillationClassificationTrainer, resume=True)
+    assert set(Path(overrides["project"]).iterdir()) == before
+
+
 def test_resume_of_a_finished_run_is_refused(finished):
     with pytest.raises(ValueError, match="finished run"):
         DistillationClassificationTrainer(overrides={"resume": str(finished[0].last)})

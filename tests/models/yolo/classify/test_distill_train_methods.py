@@ -14,7 +14,7 @@ from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.distillation import feature_method, methods, registry, response_method
 
 NONE = {"response_distill": False, "feature_distill": False, "attention_distill": False}
@@ -308,6 +308,28 @@ def test_training_without_labels(overrides, tmp_path):
     (data / "val" / "eleven" / "0.png").write_bytes((data / "train" / "pile" / "0.png").read_bytes())
     with pytest.raises(ValueError, match=r"none of them: \['eleven'\]"):
         DistillationClassificationTrainer(overrides=settings)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_folders_that_upstream_made_of_ndjson_are_named_by_it(known, overrides, tmp_path):
+    """They are indices; without labels a name that the teacher does not know is refused, and not that of a folder."""
+    digits, data = Path(overrides["data"]), tmp_path / "ndjson"
+    shutil.copytree(digits / "train" / "5", data / "train" / "0")
+    shutil.copytree(digits / "val" / "7", data / "val" / "0")
+    names = {0: "7"}
+    if not known:
+        shutil.copytree(digits / "val" / "3", data / "val" / "1")
+        names[1] = "eleven"
+    YAML.save(data / ".ndjson.yaml", {"names": names})
+    settings = {**overrides, "data": str(data), "distill_beta": 0.0}
+    if not known:
+        with pytest.raises(ValueError, match=r"none of them: \['eleven'\]"):
+            DistillationClassificationTrainer(overrides=settings)
+        return
+    trainer = train(settings)
+    assert trainer.model.names == {i: str(i) for i in range(10)}
+    labels = {(Path(file).parent.name, label) for file, label, *_ in trainer.test_loader.dataset.samples}
+    assert labels == {("0", 7)}
 
 
 def test_labels_are_used_where_the_teacher_knows_the_folders(overrides):

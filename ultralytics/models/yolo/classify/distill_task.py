@@ -28,7 +28,7 @@ from ultralytics.nn.distillation.class_names import match_classes, read_names, s
 from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.tasks import ClassificationModel
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.distillation.metrics import normalized_entropy
 from ultralytics.utils.distillation.registry import choose
@@ -68,6 +68,13 @@ def _has_images(folder: Path) -> bool:
     """Tell whether there is what torchvision takes for an image in a folder, or in those inside."""
     walk = os.walk(folder, followlinks=True)
     return any(Path(file).suffix.lower() in IMG_EXTENSIONS for *_, files in walk for file in files)
+
+
+def _classes_of(folder: Path) -> dict[str, str]:
+    """Return class names by those of their folders, which are indices where upstream has made a set of NDJSON."""
+    known = folder.parent / ".ndjson.yaml"
+    names = {str(i): str(name) for i, name in YAML.load(known)["names"].items()} if known.is_file() else {}
+    return {x.name: names.get(x.name, x.name) for x in folder.iterdir() if x.is_dir()}
 
 
 class ClassificationTask(DistillationTask):
@@ -140,7 +147,7 @@ class ClassificationTask(DistillationTask):
         if plan.args.distill_beta or plan.args.teacher_probe or not plan.teacher.members:
             return plan, []
         teacher, data, split = plan.teacher.first, plan.data, Path(plan.data[plan.training.split])
-        folders, measured = read_names(data["names"]), {x.name for x in split.iterdir() if x.is_dir()}
+        folders, measured = read_names(data["names"]), set(_classes_of(split).values())
         if teacher.names is None or (
             len(folders) > 1 and measured <= set(folders) and len(match_classes(teacher.names, folders)) > 1
         ):
@@ -166,10 +173,10 @@ class ClassificationTask(DistillationTask):
         if isinstance(dataset, ClassificationDataset):  # a subclass may build another kind
             hidden = any(name.startswith(".") for name in dataset.base.classes)
             if hidden or not plan.labelled:
-                classes = {name: i for i, name in plan.data["names"].items()}
+                places, names = {name: i for i, name in plan.data["names"].items()}, _classes_of(Path(folder))
                 found = [(Path(file).relative_to(folder).parts[0], file, *rest) for file, _, *rest in dataset.samples]
                 dataset.samples = [
-                    [file, classes.get(name, 0), *rest] for name, file, *rest in found if not name.startswith(".")
+                    [file, places.get(names[name], 0), *rest] for name, file, *rest in found if not name.startswith(".")
                 ]
             dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
