@@ -90,8 +90,10 @@ def test_a_run_goes_on_where_its_files_lie(original, overrides, tmp_path, monkey
     """Also one that began with relative paths, which are told as text, from another folder, beside the original."""
     data = Path(shutil.copytree(overrides["data"], tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
+    Path("names.yaml").write_text(f"names: {[str(i) for i in range(10)]}")
+    given = {"data": Path("data"), "teacher_names": "names.yaml", "epochs": 2, "fraction": 0.3}
     with pytest.raises(Stopped):
-        train({**overrides, "data": Path("data"), "epochs": 2, "fraction": 0.3}, on_fit_epoch_end=stop_after(0))
+        train({**overrides, **given}, on_fit_epoch_end=stop_after(0))
     (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
     arguments = torch.load(last, weights_only=False)["train_args"]
     assert arguments["data"] == str(data)

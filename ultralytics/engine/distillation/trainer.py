@@ -129,6 +129,9 @@ class DistillationTrainer(GuardedTrainer):
         )
         self.distiller = Undistilled(self.task, self.plan)  # until the student is there
         recorded = {key: getattr(self.plan.args, key) for key in DISTILLATION_KEYS}
+        for key in ("teacher_names", "baseline"):  # a resumed run finds them from any folder
+            if isinstance(recorded[key], (str, Path)) and os.path.exists(recorded[key]):
+                recorded[key] = os.path.abspath(recorded[key])
         vars(self.args).update(recorded, teacher=self.plan.teacher.source)
 
     def _read_dataset(self) -> dict[str, Any]:
