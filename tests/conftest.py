@@ -9,6 +9,7 @@ os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="distillation-tests-")
 os.environ["YOLO_OFFLINE"] = "True"
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from ultralytics.utils import YAML
 
 from distill_train_example import SUFFIXES, write_scenes
 
+matplotlib_savefig = Figure.savefig
 settings.update(
     {f"{name}_dir": str(Path(os.environ["YOLO_CONFIG_DIR"]) / name) for name in ("datasets", "weights", "runs")}
 )
@@ -90,6 +92,17 @@ def undrawn(monkeypatch):
     """Leave out drawing, half of what a run with plots takes, where nobody looks at its pictures."""
     blank = Image.new("RGB", (8, 8))
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **given: blank.save(file, "png"))
+
+
+@pytest.fixture
+def drawn_by_us(undrawn, monkeypatch):
+    """Draw the report, which is drawn into memory, and leave out what upstream draws into files."""
+    blank, draw = Figure.savefig, matplotlib_savefig
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, file, **given: (draw if isinstance(file, BytesIO) else blank)(self, file, **given),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def test_what_takes_the_criterions_place(alpha, kind, settings):
 
 
 @pytest.mark.slow
-def test_what_else_upstreams_detectors_do(settings, tmp_path):
+def test_what_else_upstreams_detectors_do(settings, tmp_path, undrawn):
     """Several folders, plots, sizes that vary, a checkpoint for each epoch: the files are those of plain training."""
     splits = YAML.load(settings["data"])
     YAML.save(tmp_path / "both.yaml", {**splits, "train": ["images/train", "images/val"]})

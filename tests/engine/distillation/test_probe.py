@@ -74,7 +74,9 @@ def test_without_it_the_refusal_names_it_first(settings):
         DistillationClassificationTrainer(overrides={**settings, "teacher_probe": False, "teacher": network})
 
 
-def test_a_run_fits_a_head_and_is_the_run_with_the_fitted_teacher(settings, fits, said, tmp_path, monkeypatch):
+def test_a_run_fits_a_head_and_is_the_run_with_the_fitted_teacher(
+    settings, fits, said, tmp_path, monkeypatch, drawn_by_us
+):
     """The teacher is whole in the run folder, and what is fitted before training leaves its random stream alone."""
     monkeypatch.setattr(probe, "MOST_ANSWERS", 1000)
     run = train({**settings, "plots": True})

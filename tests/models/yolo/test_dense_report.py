@@ -14,7 +14,9 @@ from ultralytics.utils import LOGGER, YAML
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "family"), [("pose", "26"), ("segment", "11"), ("obb", "11")])
-def test_the_report_has_the_figures_of_upstreams_validation(task, family, learned, settings_of, tmp_path, monkeypatch):
+def test_the_report_has_the_figures_of_upstreams_validation(
+    task, family, learned, settings_of, tmp_path, monkeypatch, drawn_by_us
+):
     """Of a student that goes on from what has learned, and of a teacher that has not."""
     monkeypatch.setattr(distill_validation, "SURE", 0.01)
     data, start = learned(task, family)
@@ -56,7 +58,9 @@ def test_the_report_has_the_figures_of_upstreams_validation(task, family, learne
         ({"teacher_names": [*"abcdefghij"]}, ["student"], "0123456789"),
     ],
 )
-def test_networks_are_compared_on_classes_that_the_teacher_knows(given, networks, classes, settings_of, monkeypatch):
+def test_networks_are_compared_on_classes_that_the_teacher_knows(
+    given, networks, classes, settings_of, monkeypatch, drawn_by_us
+):
     """Of whatever kind the run is."""
     warnings = []
     monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))

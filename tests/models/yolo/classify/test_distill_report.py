@@ -236,7 +236,7 @@ def test_in_a_browser(reported, tmp_path):
     ],
     ids=["response", "features", "self", "balance", "cache"],
 )
-def test_every_kind_of_run_has_one(given, networks, losses, overrides, monkeypatch):
+def test_every_kind_of_run_has_one(given, networks, losses, overrides, monkeypatch, drawn_by_us):
     warnings = []
     monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
     trainer = train({**overrides, **given, "plots": True, "fraction": 0.2, "batch": 16})
