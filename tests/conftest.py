@@ -27,7 +27,7 @@ from ultralytics.utils import YAML
 
 from distill_train_example import SUFFIXES, write_scenes
 
-matplotlib_savefig = Figure.savefig
+matplotlib_savefig, ADAPTER_IMAGES = Figure.savefig, distillation_trainer.ADAPTER_IMAGES
 settings.update(
     {f"{name}_dir": str(Path(os.environ["YOLO_CONFIG_DIR"]) / name) for name in ("datasets", "weights", "runs")}
 )
@@ -85,6 +85,12 @@ def overrides(digits, teacher, tmp_path) -> dict:
 def _seed(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(distillation_trainer, "ADAPTER_IMAGES", 32)  # enough for digits, and a tenth of each run
+
+
+@pytest.fixture
+def as_elsewhere(monkeypatch):
+    """Let a run here be that of a process of its own, where the tests' settings do not reach."""
+    monkeypatch.setattr(distillation_trainer, "ADAPTER_IMAGES", ADAPTER_IMAGES)
 
 
 @pytest.fixture

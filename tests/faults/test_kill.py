@@ -22,7 +22,7 @@ LONGEST = {"training": 0.5, "validation": 0.02, "writing": 0.15, "finishing": 0.
 
 @pytest.mark.parametrize(("task", "seed"), [("classify", 0), ("classify", 1), ("pose", 2)])
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
-    task, seed, overrides, settings_of, tmp_path, monkeypatch
+    task, seed, overrides, settings_of, tmp_path, monkeypatch, as_elsewhere
 ):
     """All epochs, bit for bit the same weights, and no file left; killed in each phase."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -12,7 +12,7 @@ from ultralytics.engine.distillation.plan import Plan
 ANSWER = torch.ones(1, 3), [torch.ones(1, 2, 4, 4)]
 OTHER = {  # than the default
     **{"teacher_names": ["a"], "teacher_imgsz": 64, "teacher_mean": 0.5, "teacher_std": 0.5, "teacher_weights": [1.0]},
-    **{"teacher_hash": "0" * 64, "teacher_views": 2, "temperature": 2.0},
+    **{"teacher_hash": "0" * 64, "teacher_views": 2, "temperature": 2.0, "teacher_output": "sigmoid"},
 }
 
 

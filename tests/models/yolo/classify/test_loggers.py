@@ -16,7 +16,7 @@ ITEMS = [f"train/{name}" for name in ("loss", *DISTILLATION_LOSSES)]
 
 
 @pytest.mark.slow
-def test_tensorboard(overrides, tmp_path):
+def test_tensorboard(overrides, tmp_path, as_elsewhere):
     """The event file holds what results.csv says; drawing the student's graph, hooks and all, changes nothing."""
     settings = {**overrides, "epochs": 2, "fraction": 0.3}
     script = "\n".join(
