@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from ultralytics.engine.distillation.run_files import claim_folder, locked, whole_files
+from ultralytics.engine.distillation.run_files import absolute, claim_folder, locked, whole_files
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.patches import torch_load
@@ -67,8 +67,7 @@ class ResumableTrainer(BaseTrainer):
         super().check_resume(overrides)
         if self.resume and "save_dir" not in overrides:
             self._stay_where_its_files_are(Path(self.args.resume))
-        if isinstance(self.args.data, (str, Path)) and Path(self.args.data).exists():
-            self.args.data = os.path.abspath(self.args.data)  # or a resumed run finds it from the same folder only
+        self.args.data = absolute(self.args.data)
         for name, value in vars(self.args).items():
             if isinstance(value, PurePath):  # of one Python and one system
                 setattr(self.args, name, str(value))

@@ -10,12 +10,13 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from ultralytics.cfg import get_save_dir
 from ultralytics.utils import RANK
 
-__all__ = ("claim_folder", "locked", "sweep", "whole_files")
+__all__ = ("absolute", "claim_folder", "locked", "sweep", "whole_files")
 
 LOCK, SCRATCH = ".lock", ".partial"  # beside the files of a run, while they are written
 ROOM = 1 << 20  # bytes that a run's folder must have room for at least
@@ -51,6 +52,11 @@ def whole_files(folder: Path, last: str = "", scratch: str = SCRATCH) -> Iterato
         _flush(folder)
     finally:
         shutil.rmtree(written, ignore_errors=True)
+
+
+def absolute(value: Any) -> Any:
+    """Return the absolute path of what is there, so that a resumed run finds it from any folder; else the value."""
+    return os.path.abspath(value) if isinstance(value, (str, Path)) and os.path.exists(value) else value
 
 
 def _flush(path: Path) -> None:

@@ -25,7 +25,7 @@ from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log, t
 from ultralytics.engine.distillation.planner import make_plan, resumed_arguments
 from ultralytics.engine.distillation.probe import VIEWS, probe_teachers
 from ultralytics.engine.distillation.report.page import remove_report, write_report
-from ultralytics.engine.distillation.run_files import locked, sweep, whole_files
+from ultralytics.engine.distillation.run_files import absolute, locked, sweep, whole_files
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.engine.trainer import BaseTrainer
@@ -129,9 +129,7 @@ class DistillationTrainer(GuardedTrainer):
         )
         self.distiller = Undistilled(self.task, self.plan)  # until the student is there
         recorded = {key: getattr(self.plan.args, key) for key in DISTILLATION_KEYS}
-        for key in ("teacher_names", "baseline"):  # a resumed run finds them from any folder
-            if isinstance(recorded[key], (str, Path)) and os.path.exists(recorded[key]):
-                recorded[key] = os.path.abspath(recorded[key])
+        recorded |= {key: absolute(recorded[key]) for key in ("teacher_names", "baseline")}
         vars(self.args).update(recorded, teacher=self.plan.teacher.source)
 
     def _read_dataset(self) -> dict[str, Any]:

@@ -46,11 +46,16 @@ def regular_file(path: str | Path, teacher: Any) -> str:
 
 def is_torchscript(file: str) -> bool:
     """Tell whether a file is a TorchScript archive: a zip that holds code beside the weights."""
+    return _holds(file, "/constants.pkl")
+
+
+def _holds(file: str, ending: str) -> bool:
+    """Tell whether a file is a zip archive with a record whose name ends so."""
     if not zipfile.is_zipfile(file):
         return False
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            return any(name.endswith(ending) for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
 
@@ -72,11 +77,7 @@ def content_of(file: str) -> str | None:
         start = f.read(len(BEFORE_ZIP))
     if start == BEFORE_ZIP:
         return "a checkpoint from before torch 1.6"
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return "a checkpoint" if any(x.endswith("/data.pkl") for x in archive.namelist()) else None
-    except zipfile.BadZipFile:
-        return None
+    return "a checkpoint" if _holds(file, "/data.pkl") else None
 
 
 def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -77,6 +77,11 @@ def _classes_of(folder: Path) -> dict[str, str]:
     return {x.name: names.get(x.name, x.name) for x in folder.iterdir() if x.is_dir()}
 
 
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of images that logits (N, C) name as their labels (N,) do."""
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
 class ClassificationTask(DistillationTask):
     """A classifier learns logits and feature maps of one classifier, or of several averaged."""
 
@@ -263,15 +268,15 @@ class ClassificationTask(DistillationTask):
                 fault = f", and always naming the most frequent class {most / count:.1%}"
             else:
                 found.append((False, f"{said}."))
-                spread = normalized_entropy(answer / plan.args.temperature)
-                if plan.uses_temperature and spread > MOST_ENTROPY:
+                spread = normalized_entropy(answer, plan.args.temperature) if plan.uses_temperature else 0.0
+                if spread > MOST_ENTROPY:
                     found.append((True, f"'teacher={member.source}' {TOO_SOFT.format(plan.args.temperature, spread)}"))
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
-        found += self._sizes(plan, dataset, batch, [(x.argmax(1) == labels).double().mean().item() for x in logits])
+        found += self._sizes(plan, dataset, batch, [_accuracy(x, labels) for x in logits])
         if not own or any(is_warning for is_warning, _ in found):
             return found
-        reached = [(x.argmax(1) == labels).double().mean().item() for x in (*own, plan.teacher.average(logits))]
+        reached = [_accuracy(x, labels) for x in (*own, plan.teacher.average(logits))]
         return found + self.surpassed(*reached)
 
     def _sizes(self, plan: Plan, dataset: Dataset, batch: int, reached: Sequence[float]) -> list[tuple[bool, str]]:
@@ -298,7 +303,7 @@ class ClassificationTask(DistillationTask):
                 f"'teacher_imgsz={member.trained_imgsz}'.",
             )
             for i, member in others.items()
-            if (better := (logits[i].argmax(1) == labels).double().mean().item()) > reached[i] + CLEARLY
+            if (better := _accuracy(logits[i], labels)) > reached[i] + CLEARLY
         ]
 
     def report(self, run: FinishedRun) -> ReportPart:
