@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,8 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from ultralytics import YOLO
-from ultralytics.cfg import get_cfg
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.data import ClassificationDataset
-from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.engine.distillation.compare import evaluate, train_student
 from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.run_files import whole_files
@@ -35,7 +33,6 @@ from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.models.distillation import find_trainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.class_names import read_names
-from ultralytics.nn.distillation.classifier import ClassificationTeacher, TeacherEnsemble
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 from ultralytics.utils.distillation import average_logits
 from ultralytics.utils.files import increment_path
@@ -79,7 +76,9 @@ def compare(settings: dict[str, Any]) -> Path:
     # Refuses mistakes before hours of training
     args = DistillationArgs(**{**trainer_class.task.defaults, **distillation, "teacher": teacher})
     probes = is_trained and args.teacher_probe
-    rows = [measure(args, training, trainer_class)] if is_trained and teacher != "self" and not probes else []
+    rows = []
+    if is_trained and teacher != "self" and not probes:
+        rows.append(measure(trainer_class, {**training, **distillation, "teacher": teacher}))
     folder = (
         runs_folder(trainer_class.task.name) / training.pop("project", "") / training.pop("name", "distill_example")
     )
@@ -89,7 +88,7 @@ def compare(settings: dict[str, Any]) -> Path:
     if probes:
         teacher = trainer_class(overrides={**training, **distillation, "teacher": teacher, "name": "teacher"}).probe()
         del distillation["teacher_probe"]
-        rows.append(measure(DistillationArgs(**distillation, teacher=teacher), training, trainer_class))
+        rows.append(measure(trainer_class, {**training, **distillation, "teacher": teacher}))
     if not is_trained:
         rows.append(train_student(trainer_class, {**training, "model": teacher, "epochs": teacher_epochs}, "teacher"))
         teacher = rows[0]["file"]
@@ -108,35 +107,29 @@ def compare(settings: dict[str, Any]) -> Path:
     return folder
 
 
-def measure(
-    args: DistillationArgs, training: dict[str, Any], trainer_class: type[DistillationTrainer]
-) -> dict[str, Any]:
+def measure(trainer_class: type[DistillationTrainer], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a trained teacher, or several, on the validation images whose classes they know.
 
     A detector's score is not a number where its classes, or its keypoints, are not those of the dataset.
     """
-    row = {"name": "teacher", "seconds": float("nan")}
-    if trainer_class is not DistillationClassificationTrainer:
-        network, data = YOLO(args.teacher).model, check_det_dataset(training["data"])
-        alike = list(network.names.values()) == list(data["names"].values())  # upstream compares by index
-        alike = alike and network.yaml.get("kpt_shape") in (None, data.get("kpt_shape"))
-        unknown = {
-            "parameters": sum(p.numel() for p in network.parameters()),
-            trainer_class.task.score.key: float("nan"),
-        }
-        return {**row, **(evaluate(trainer_class, args.teacher, training) if alike else unknown)}
-    data = check_cls_dataset(training["data"], training.get("split") or "val")
-    settings = get_cfg(overrides=training)
-    teacher = TeacherEnsemble([ClassificationTeacher(**given) for given in args.per_teacher()], args.teacher_weights)
-    teacher.vet(settings.imgsz, data["channels"])
-    row["parameters"] = sum(p.numel() for member in teacher.members for p in member.model.parameters())
-    row["top1"] = float("nan")
-    if args.response_distill:
-        teacher.align(read_names(data["names"]))
-        logits, labels = teacher.judge(ClassificationDataset(data["val"] or data["test"], settings, prefix="val"))
-        best = average_logits(logits, teacher.weights, 1).argmax(1)
-        row["top1"] = (best == labels).float().mean().item()
-    return row
+    with tempfile.TemporaryDirectory() as elsewhere:
+        # Opens the teacher safely, and refuses what is wrong with it, data or student
+        trainer = trainer_class(overrides={**overrides, "project": elsewhere})
+        plan, key = trainer.plan, trainer_class.task.score.key
+        parameters = sum(p.numel() for member in plan.teacher.members for p in member.model.parameters())
+        row = {"name": "teacher", "seconds": float("nan"), "parameters": parameters, key: float("nan")}
+        if trainer_class is DistillationClassificationTrainer:
+            if plan.args.response_distill:
+                dataset = ClassificationDataset(plan.data["val"] or plan.data["test"], trainer.args, prefix="val")
+                logits, labels = plan.teacher.judge(dataset)
+                best = average_logits(logits, plan.teacher.weights, 1).argmax(1)
+                row[key] = (best == labels).float().mean().item()
+            return row
+        teacher = plan.teacher.first
+        alike = teacher.names == read_names(plan.data["names"])  # upstream compares by index
+        if alike and teacher.model.yaml.get("kpt_shape") in (None, plan.data.get("kpt_shape")):
+            row |= evaluate(trainer_class, overrides["teacher"], vars(trainer.args))
+        return row
 
 
 def runs_folder(task: str = "classify") -> Path:

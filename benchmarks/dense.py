@@ -33,13 +33,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from ultralytics import YOLO
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.engine.distillation.compare import evaluate, table, train_student, train_students
 from ultralytics.engine.distillation.trainer import DistillationTrainer, loop_precision
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.distillation import TRAINERS
+from ultralytics.nn.distillation.sources import open_source
 from ultralytics.utils.files import increment_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -121,12 +121,12 @@ def run(settings: dict[str, Any], given: dict[str, Any]) -> None:
         },
         "teacher",
     )
-    network = YOLO(teacher).model
-    if list(network.names.values()) != list(data["names"].values()):
+    opened = open_source(teacher, expected=trainer_class.task.teacher_class.expected)
+    if opened.names != list(data["names"].values()):
         raise ValueError(f"'teacher={teacher}' has other classes than the dataset, so the two cannot be compared.")
     fixed = {"task": task, "data": Path(training["data"]).stem, **{k: settings[k] for k in ("start_epochs", "fast")}}
     # Of its weights: its file tells when and where it was trained, too
-    fixed["teacher_hash"] = trainer_class.task.teacher_class(network).content_hash
+    fixed["teacher_hash"] = trainer_class.task.teacher_class(opened.network).content_hash
     setting = {**training, **distillation, **fixed, "model": Path(training["model"]).name}
     report = begin_report(output, {k: v for k, v in setting.items() if k not in ("project", "exist_ok")})
     key = trainer_class.task.score.key

@@ -1,5 +1,6 @@
 """Teachers of every source, made without a download: trained or random weights, saved as their users would."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,21 @@ def seen(network: nn.Module, imgsz: int = 64) -> nn.Module:
     with torch.no_grad():
         network.train()(torch.rand(8, 3, imgsz, imgsz))
     return network.eval()
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args):
+        self.reduced = function, args
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def shell(canary):
+    """What, in a file, makes another file when it is unpickled."""
+    return Call(os.system, f"echo run > {canary}")
 
 
 class Centroids(nn.Module):

@@ -20,6 +20,7 @@ from ultralytics.engine.distillation.compare import table
 from ultralytics.models.distillation import TRAINERS
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.distillation import DistillationLoss, methods, registry, response_loss
+from ultralytics.utils.distillation.dense import DenseDistillationLoss
 
 from distill_train_example import main as example_script
 from distill_train_example import write_scenes
@@ -42,10 +43,19 @@ def commands(document):
 COMMANDS = sorted({command for document in DOCUMENTS for command in commands(document) if command})
 
 
+def default_elsewhere(name):
+    """Return how the tables show an argument's default for the tasks that have another one than classification."""
+    own = {task: x.task.defaults[name] for task, x in TRAINERS.items() if name in x.task.defaults}
+    if not own:
+        return ""
+    (value,) = set(own.values())
+    return f"{value}" if own.keys() == TRAINERS.keys() - {"classify"} else f"{value} ({', '.join(own)})"
+
+
 def rows():
     for f in fields(DistillationArgs):
-        kind = f.metadata["kind"]
-        yield f"| `{f.name}` | {f.default} | {kind.values} | {f.metadata['meaning']} |"
+        default, elsewhere = f.default, default_elsewhere(f.name)
+        yield f"| `{f.name}` | {default} | {elsewhere} | {f.metadata['kind'].values} | {f.metadata['meaning']} |"
 
 
 def test_the_table_is_the_code():
@@ -55,8 +65,9 @@ def test_the_table_is_the_code():
 
 def test_the_chinese_table_has_the_same_parameters():
     manual = (ROOT / MANUALS[1]).read_text(encoding="utf-8")
-    shown = re.findall(r"^\| `(\w+)` \| (\S+) \|[^|]*\|[^|]*\|$", manual, re.MULTILINE)
-    assert shown == [(f.name, str(f.default)) for f in fields(DistillationArgs)]
+    _, _, table = manual.partition("| 参数 | 默认值 |")
+    shown = re.findall(r"^\| `(\w+)` \| (\S+) \| ([^|]*) \|[^|]*\|[^|]*\|$", table.split("\n\n")[0], re.MULTILINE)
+    assert shown == [(f.name, str(f.default), default_elsewhere(f.name)) for f in fields(DistillationArgs)]
 
 
 def test_the_manuals_are_in_step():
@@ -177,18 +188,9 @@ def test_links_lead_somewhere():
             assert target in {heading.replace(" ", "-") for heading in headings}, f"{document}: #{target}"
 
 
-def test_the_manuals_say_what_differs_for_detectors():
-    given = dict(TRAINERS["detect"].task.defaults)
-    assert given.pop("box_distill")
-    assert given.pop("dfl_distill")
-    (method, share), *more = given.pop("feature_method").items()
-    assert not more
-    for manual in MANUALS:
-        text = (ROOT / manual).read_text(encoding="utf-8")
-        assert f"`feature_method={{{method}: {share}}}`" in text
-        for name, value in given.items():
-            shown = f"{value:g}" if isinstance(value, float) else value
-            assert f"`{name}={shown}`" in text
+@pytest.mark.parametrize(("manual", "words"), list(zip(MANUALS, ("are divided by {}", "除以 {}"), strict=True)))
+def test_the_manuals_say_what_feature_methods_weigh_for_detectors(manual, words):
+    assert words.format(round(1 / DenseDistillationLoss.feature_scale)) in (ROOT / manual).read_text(encoding="utf-8")
 
 
 def test_the_loss_and_the_arguments_have_the_same_defaults():

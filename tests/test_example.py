@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import TRAINING, write_digits
 from PIL import Image
-from ultralytics.cfg.distillation import DistillationArgs
+from teachers import shell
 from ultralytics.models.distillation import TRAINERS
 from ultralytics.utils import LOGGER, YAML
 
@@ -74,9 +75,8 @@ def test_scenes_from_nothing(said, monkeypatch):
     assert networks.keys() == {"student", "teacher", "baseline"}
     teacher = report.parents[1] / "teacher" / "weights" / "best.pt"
     data = str(example.datasets_folder() / "scenes-detect" / "scenes.yaml")
-    row = example.measure(
-        DistillationArgs(teacher=str(teacher)), {"data": data, "imgsz": 64, "device": "cpu"}, TRAINERS["detect"]
-    )
+    settings = {"teacher": str(teacher), "model": "yolo11n.yaml", "data": data, "imgsz": 64, "device": "cpu"}
+    row = example.measure(TRAINERS["detect"], settings)
     assert (row["parameters"], round(100 * row["map"], 1)) == shown["teacher"]
     said.clear()
     example.main([*line, f"teacher={teacher}", "model=yolo11n.yaml", "name=again", "plots=False"])
@@ -87,8 +87,8 @@ def test_a_teacher_of_other_keypoints_is_not_measured(prepared, tmp_path):
     data, teacher = prepared("pose")
     for shape, measured in (([2, 3], True), ([17, 3], False)):
         YAML.save(tmp_path / "points.yaml", {**YAML.load(data), "kpt_shape": shape})
-        training = {"data": str(tmp_path / "points.yaml"), "imgsz": 64, "device": "cpu", "project": str(tmp_path)}
-        row = example.measure(DistillationArgs(teacher=str(teacher)), training, TRAINERS["pose"])
+        settings = {"teacher": str(teacher), "model": "yolo11n-pose.yaml", "data": str(tmp_path / "points.yaml")}
+        row = example.measure(TRAINERS["pose"], {**settings, "imgsz": 64, "device": "cpu"})
         assert np.isfinite(row["pose_map"]) == measured
         assert row["parameters"] > 9_000_000
 
@@ -126,6 +126,32 @@ def test_mistakes_are_refused_before_any_training(wrong, words, teacher, digits,
         settings["data"] = str(write_digits(tmp_path / "other", train=2, val=1, names=names))
     with pytest.raises(ValueError, match=words):
         example.compare({**settings, "teacher_epochs": 1, "project": str(tmp_path / "runs")})
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "teacher", "error", "words"),
+    [
+        ("detect", "hostile", TypeError, "loading it would call code"),
+        ("classify", "hostile", TypeError, "loading it would call code"),
+        ("detect", "timm:resnet18", TypeError, "other libraries' networks and exported files"),
+        ("detect", ["a.pt", "b.pt"], ValueError, "names several teachers"),
+    ],
+)
+def test_a_teacher_is_opened_safely_before_it_is_measured(
+    task, teacher, error, words, prepared, digits, tmp_path, monkeypatch
+):
+    """By our reader, as upstream's runs what is hidden in a file."""
+    canary = tmp_path / "canary"
+    if teacher == "hostile":
+        teacher = str(tmp_path / "hostile.pt")
+        torch.save({"model": shell(canary)}, teacher)
+    monkeypatch.setattr(example, "train_student", None)  # would be called
+    data = digits if task == "classify" else prepared(task)[0]
+    line = [f"task={task}", f"teacher={teacher}", f"data={data}", "imgsz=64", f"project={tmp_path / 'runs'}"]
+    with pytest.raises(error, match=words):
+        example.main(line)
+    assert not canary.exists()
     assert not (tmp_path / "runs").exists()
 
 

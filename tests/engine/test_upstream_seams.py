@@ -83,8 +83,6 @@ FUNCTIONS = {
     "ultralytics.cfg.merge_equals_args": "args",
     "ultralytics.cfg.parse_key_value_pair": "pair",
     "ultralytics.cfg.smart_value": "v",
-    "ultralytics.data.utils.check_cls_dataset": "dataset, split",
-    "ultralytics.data.utils.check_det_dataset": "dataset, autodownload, split",
     "ultralytics.engine.exporter.export_formats": "",
     "ultralytics.nn.tasks.guess_model_task": "model",
     "ultralytics.nn.tasks.load_checkpoint": "weight, device, inplace, fuse",

@@ -150,10 +150,10 @@ def test_images_are_as_large_as_upstream_rounds_them(overrides):
 
 def plan(**given):
     """Return a plan as far as arguments alone make it."""
-    training = {"epochs": 10, "quantize": None, "compile": False, "device": "cpu", **given.pop("training", {})}
-    return Plan(
-        DistillationArgs(teacher=given.pop("teacher", "a.pt"), **given), set(given), SimpleNamespace(**training)
-    )
+    training = {"task": "detect", "data": "a.yaml", "epochs": 10, "quantize": None, "compile": False, "device": "cpu"}
+    training, defaults = {**training, **given.pop("training", {})}, given.pop("defaults", {})
+    args = DistillationArgs(teacher=given.pop("teacher", "a.pt"), **{**defaults, **given})
+    return Plan(args, set(given), SimpleNamespace(**training), defaults=defaults)
 
 
 def test_what_goes_together_is_not_refused():
@@ -163,6 +163,11 @@ def test_what_goes_together_is_not_refused():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (
+            {"training": {"data": None}},
+            "No dataset given. Set 'data' to one of the task 'detect', e.g. 'data=coco8.yaml'",
+        ),
+        ({"training": {"data": ""}}, "No dataset given"),
         ({"close_distill": 10}, "silent in all of 'epochs=10'"),
         ({"teacher": "self", "self_distill_start": 6, "close_distill": 4}, "silent in all"),
         ({"response_method": {"kl": 0}}, "'response_method=.*leaves no method"),
@@ -213,6 +218,9 @@ def test_the_first_error_is_raised():
             "'box_weight=5' has no effect, as 'box_distill' is False here. 'mask_weight",
         ),
         ({"feature_weight": 5}, None),
+        ({"response_method": "nkd", "temperature": 4.0}, None),  # as a run's own arguments come back
+        ({"attention_weight": 1.0, "attention_distill": False}, "'attention_weight=1.0' has no effect"),
+        ({"attention_weight": 1.0, "attention_distill": False, "defaults": {"attention_weight": 1.0}}, None),
         ({"feature_weight": 0, "feature_distill": False}, None),
         ({"follows": True}, "holds the student to what it knows"),
         ({"follows": True, "distill_alpha": 0.3, "distill_beta": 1}, None),

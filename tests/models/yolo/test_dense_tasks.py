@@ -12,7 +12,7 @@ from ultralytics import YOLO
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.distillation import TRAINERS, find_trainer
 from ultralytics.models.yolo.detect import distill_validation
-from ultralytics.models.yolo.detect.distill_task import _on_objects
+from ultralytics.models.yolo.detect.distill_task import OBJECTS_AT_ONCE, _on_objects
 from ultralytics.nn.tasks import RTDETRDetectionModel, load_checkpoint
 from ultralytics.utils import LOGGER, YAML
 
@@ -139,6 +139,21 @@ def test_between_families_what_cannot_be_compared_is_switched_off(family, teache
     assert all(x.isfinite() for x in trainer.loss_items.values())
 
 
+def test_a_branch_that_moves_no_backbone_does_not_teach_alone(settings_of, tmp_path):
+    """The one that is left of an end-to-end teacher, once it was fused for inference."""
+    settings = settings_of("detect", "26", "26", fraction=0.34)
+    ckpt = torch.load(settings["teacher"], weights_only=False)
+    ckpt["model"].float().end2end = True
+    ckpt["model"].fuse(verbose=False)
+    torch.save(ckpt, tmp_path / "fused.pt")
+    settings["teacher"] = str(tmp_path / "fused.pt")
+    trainer = train(settings, TRAINERS["detect"])
+    assert trainer.plan.heads[1].branches == ("one2one",)
+    assert set(trainer.distiller.weights) == {"attention_loss"}
+    with pytest.raises(ValueError, match=r"'response_distill=True' .* the teacher's end-to-end head was fused"):
+        TRAINERS["detect"](overrides={**settings, "response_distill": True})
+
+
 @pytest.mark.parametrize(
     ("task", "given", "words"),
     [
@@ -158,6 +173,12 @@ def test_between_families_what_cannot_be_compared_is_switched_off(family, teache
             {"response_method": "kl"},
             "compares classes of images, and the task 'detect' has",
         ),
+        (
+            "detect",
+            {"feature_distill": True, "feature_method": "srrl"},
+            "'feature_method=srrl' needs the head of an Ultralytics classifier",
+        ),
+        ("detect", {"data": None}, "No dataset given. Set 'data' to one of the task 'detect', e.g. 'data=coco8.yaml'"),
         ("detect", {"model": "rtdetr-l.yaml"}, "a head of type RTDETRDecoder says nothing of anchors"),
         (
             "detect",
@@ -314,6 +335,10 @@ def test_teachers_that_are_none_are_refused(settings_of, prepared, teacher):
     for other in ("timm:resnet18", "torchvision:resnet18@w.pth", "model.onnx", "model.torchscript"):
         with pytest.raises(TypeError, match=r"exported files teach classifiers alone.*Give a YOLO checkpoint"):
             TRAINERS["detect"](overrides={**settings, "teacher": other})
+    with pytest.raises(
+        TypeError, match=r"'teacher=model.engine' is for TensorRT.* Give the '.pt' that it was made of.$"
+    ):
+        TRAINERS["detect"](overrides={**settings, "teacher": "model.engine"})
     with pytest.raises(ValueError, match="names several teachers"):
         TRAINERS["detect"](overrides={**settings, "teacher": [settings["teacher"]] * 2})
     with pytest.raises(ValueError, match="'teacher_output=sigmoid' is for classifiers alone"):
@@ -402,6 +427,24 @@ def test_anchors_in_oriented_boxes(angle):
     found = _on_objects(points, torch.tensor([0]), batch)[0].tolist()
     assert found == ([True, True, False, False] if not angle else [False, True, True, False])
     assert not _on_objects(points, torch.tensor([], dtype=torch.int64), batch).any()
+
+
+def test_anchors_on_many_objects_are_found_piece_by_piece():
+    """As many objects as a crowd has would take memory for all anchors each."""
+    draw = torch.Generator().manual_seed(0)
+    count, points = 3 * OBJECTS_AT_ONCE + 1, torch.rand(50, 2, generator=draw) * 64
+    batch = {
+        "img": torch.zeros(4, 3, 64, 64),
+        "bboxes": torch.rand(count, 4, generator=draw) * 0.3,
+        "batch_idx": torch.randint(4, (count,), generator=draw).float(),
+    }
+    expected = torch.zeros(4, 50, dtype=torch.bool)
+    for i, (x, y, w, h) in enumerate(64 * batch["bboxes"]):
+        inside = ((points - torch.stack([x, y])).abs() < torch.stack([w, h]) / 2).all(1)
+        expected[int(batch["batch_idx"][i])] |= inside
+    assert expected.any()
+    assert not expected.all()
+    assert torch.equal(_on_objects(points, torch.arange(count), batch), expected)
 
 
 @pytest.mark.parametrize(("task", "family"), [("segment", "26"), ("pose", "11")])

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import torch
 import torchvision
-from teachers import seen
+from teachers import Call, seen, shell
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -23,16 +23,6 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
 from ultralytics.nn.distillation.safe_load import load_checkpoint_file
 from ultralytics.nn.tasks import load_checkpoint
-
-
-class Call:
-    """Pickles as a call."""
-
-    def __init__(self, function, *args):
-        self.reduced = function, args
-
-    def __reduce__(self):
-        return self.reduced
 
 
 class Storage:
@@ -60,10 +50,6 @@ def archive(file, content, numel=4, record=bytes(16), compression=zipfile.ZIP_ST
 
 def tensor(shape, stride, offset=0):
     return {"weight": Call(torch._utils._rebuild_tensor_v2, Storage(), offset, shape, stride, False, OrderedDict())}
-
-
-def shell(canary):
-    return Call(os.system, f"echo run > {canary}")
 
 
 def changed(file, teacher, change):

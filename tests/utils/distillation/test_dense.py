@@ -313,6 +313,21 @@ def test_weights(given, weight):
     assert not any(x.requires_grad for x in items.values())
 
 
+@pytest.mark.parametrize(
+    ("given", "weight"),
+    [
+        ({}, 1.0),
+        ({"feature_method": "cwd"}, 2.0),
+        ({"feature_method": {"mse": 0.5}}, 0.5),
+        ({"feature_weight": 1.0}, 1.0),
+        ({"balanced": True}, 1.0),
+    ],
+)
+def test_maps_weigh_less_beside_a_loss_that_is_multiplied_by_the_batch_size(given, weight):
+    loss = DenseDistillationLoss([4], [8], {}, response_distill=False, attention_distill=False, **given)
+    assert loss.weights == {"feature_loss": pytest.approx(weight)}
+
+
 def test_the_arguments_name_the_losses():
     assert tuple(TERMS) == DENSE_LOSSES
 

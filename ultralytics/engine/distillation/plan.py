@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class Plan:
         given (Collection[str]): Which of them were given.
         training (Namespace): Upstream's training arguments; upstream goes on to complete them.
         resumed (bool): Whether the run was begun before.
+        defaults (Mapping[str, Any]): Distillation arguments whose defaults are others for the task.
         teacher (Teachers | SelfTeacher): The teacher.
         data (dict[str, Any]): Upstream's description of the dataset, with the classes that the student learns.
         imgsz (int): Side of the images in pixels, as upstream will round it.
@@ -58,12 +59,18 @@ class Plan:
     given: Collection[str]
     training: Namespace
     resumed: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     teacher: Teachers | SelfTeacher | None = None
     data: dict[str, Any] = field(default_factory=dict)
     imgsz: int = 0
     labelled: bool = True
     levels: tuple[tuple[FeatureLevel, FeatureLevel], ...] = ()
     heads: tuple[Any, ...] = ()
+
+    def changes(self, name: str) -> bool:
+        """Tell whether a distillation argument was given another value than it has by default."""
+        default = self.defaults.get(name, getattr(DistillationArgs, name))
+        return name in self.given and getattr(self.args, name) != default
 
     @property
     def teaches(self) -> bool:

@@ -82,7 +82,8 @@ def make_plan(
         ImportError: If a teacher needs a library that is not installed.
         OSError: If `teacher_cache=disk` has nowhere to write.
     """
-    plan = Plan(DistillationArgs(**{**task.defaults, **arguments}), frozenset(given), training, resumed)
+    args = DistillationArgs(**{**task.defaults, **arguments})
+    plan = Plan(args, frozenset(given), training, resumed, task.defaults)
     refuse(plan, (*ARGUMENTS, *task.refusals))
     _check_losses(task, plan)
     if plan.args.teacher_cache and not task.views_repeat:
@@ -113,6 +114,7 @@ def make_plan(
     log([*notes, *more])
     if plan.args.uses_features and plan.teaches:
         plan = replace(plan, levels=tuple(match_levels(student_levels, levels, plan.args.layers)))
+        task.build_loss(plan)  # refuses methods that these networks do not fit
     for rule in NOTABLE:
         if warning := rule(plan):
             LOGGER.warning(warning)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ultralytics.cfg import get_save_dir
+from ultralytics.cfg import TASK2DATA, get_save_dir
 from ultralytics.cfg.distillation import as_list
 from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
 from ultralytics.engine.distillation.plan import Plan
@@ -32,6 +32,13 @@ def refuse(plan: Plan, rules: Iterable[Refusal]) -> None:
 
 
 # Of the arguments alone
+
+
+def _no_dataset(plan: Plan) -> Exception | None:
+    if plan.training.data:
+        return None
+    task = plan.training.task
+    return ValueError(f"No dataset given. Set 'data' to one of the task '{task}', e.g. 'data={TASK2DATA[task]}'.")
 
 
 def _teacher_is_always_silent(plan: Plan) -> Exception | None:
@@ -90,6 +97,7 @@ def _network_reaches_no_process(plan: Plan) -> Exception | None:
 
 
 ARGUMENTS: tuple[Refusal, ...] = (
+    _no_dataset,
     _teacher_is_always_silent,
     _methods_leave_none,
     _adapters_would_be_quantized,
@@ -156,7 +164,7 @@ TEACHER: tuple[Refusal, ...] = (_content_is_another,)
 
 
 def _temperature_has_no_effect(plan: Plan) -> str | None:
-    if "temperature" not in plan.given or not plan.args.response_distill or plan.uses_temperature:
+    if not plan.changes("temperature") or not plan.args.response_distill or plan.uses_temperature:
         return None
     return (
         f"'temperature={plan.args.temperature}' has no effect on 'response_method={plan.args.response_method}', which "
@@ -170,7 +178,7 @@ def _weight_of_nothing(plan: Plan) -> str | None:
     idle = [
         f"'{name}={value}' has no effect, as '{loss}_distill' is False here."
         for name, loss in settings
-        if name in plan.given and (value := getattr(plan.args, name)) and not getattr(plan.args, f"{loss}_distill")
+        if plan.changes(name) and (value := getattr(plan.args, name)) and not getattr(plan.args, f"{loss}_distill")
     ]
     return " ".join(idle) or None
 

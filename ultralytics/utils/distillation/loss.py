@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,15 @@ class DistillationLoss(nn.Module):
     A loss that is off or has weight 0 is not computed and has no adapters.
 
     Attributes:
+        feature_scale (float): What the feature methods' own weights are multiplied by.
         weights (dict[str, float]): The weight of each loss by the name of its item: `response_loss`, `feature_loss` and
             `attention_loss`, or for several of one kind `response_dkd_loss`, `feature_rkd_loss`.
         temperature (float): Softening temperature of the response losses; may be changed between batches.
         adapters (nn.ModuleList): Modules of PyTorch's own, trained with the student: for the default feature loss one
             `nn.Conv2d(student channels, teacher channels, 1)` per level.
     """
+
+    feature_scale: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class DistillationLoss(nn.Module):
             chosen += [("attention_loss", choose("feature_method", "attention")[0])]
             weights += [attention_weight]
         for (name, choice), given in zip(chosen, weights, strict=True):
-            own = 1.0 if balanced else choice.method.weight
+            own = 1.0 if balanced else choice.method.weight * self.feature_scale
             if weight := choice.share * (own if given is None else given):
                 self.weights[name] = weight
                 self._features[name] = self._build(choice, levels)
@@ -116,7 +119,7 @@ class DistillationLoss(nn.Module):
         method = choice.method
         if "classify" in method.context and self._classify[0] is None:
             raise ValueError(
-                f"'feature_method={method.name}' needs the head of an Ultralytics teacher whose last feature map is "
+                f"'feature_method={method.name}' needs the head of an Ultralytics classifier whose last feature map is "
                 f"the head's input. Give such a teacher, or another method."
             )
         levels = range(len(channels))[-1:] if method.last else range(len(channels))

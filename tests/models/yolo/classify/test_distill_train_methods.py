@@ -107,6 +107,7 @@ def test_balance_where_losses_do_not_meet_in_the_first_map(given, overrides):
 def test_a_method_needs_the_head_of_a_yolo(overrides):
     with pytest.raises(ValueError, match="srrl' needs the head"):
         train({**overrides, "feature_method": "srrl", "distill_layers": [4, 6]})
+    assert not Path(overrides["project"]).exists()
 
 
 def test_schedules_are_in_force_and_logged(overrides):

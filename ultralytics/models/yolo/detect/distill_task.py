@@ -43,6 +43,7 @@ AUGMENTING = (
     *("augmentations", "imgsz", "fraction", "classes", "single_cls"),
 )
 LEAST_MAP = 0.01  # below it a teacher has found nothing
+OBJECTS_AT_ONCE = 64  # each takes memory for every anchor
 
 
 def _several_teachers(plan: Plan) -> Exception | None:
@@ -92,7 +93,6 @@ class DetectionTask(DistillationTask):
     defaults: ClassVar[dict[str, Any]] = {
         "response_method": "bckd",
         "feature_distill": False,
-        "feature_method": {"mse": 0.04},
         "attention_weight": 1.0,
         "box_distill": True,
         "dfl_distill": True,
@@ -160,9 +160,15 @@ class DetectionTask(DistillationTask):
             return f"the teacher knows none of the dataset's {len(names)} classes {some(names)}"
         if own.strides != teacher.strides:
             return f"the student's anchors have strides {list(own.strides)}, and the teacher's {list(teacher.strides)}"
-        if not set(own.branches) & set(teacher.branches):
+        shared = set(own.branches) & set(teacher.branches)
+        if not shared:
             return (
                 f"the student's head has the branches {list(own.branches)}, and the teacher's {list(teacher.branches)}"
+            )
+        if shared == {"one2one"}:
+            return (
+                "the teacher's end-to-end head was fused, and the branch that is left teaches no more than the "
+                "student's head"
             )
         side = None if plan.teacher.follows_student else plan.teacher.first.imgsz
         if side:
@@ -233,15 +239,16 @@ class DetectionTask(DistillationTask):
         return len(batch["img"])
 
     def blank_batch(self, images: Tensor, plan: Plan) -> dict[str, Any]:
-        """Return a batch whose images show one object each, which the teacher knows."""
+        """Return a batch whose images show one object each."""
         count = len(images)
         known = plan.teacher.classes[0] if plan.teacher.classes else 0
+        unknown = count if plan.teacher.known_classes is not None else 0  # they take memory where there may be some
         return {
             "img": images,
             "batch_idx": torch.arange(count, device=images.device, dtype=torch.float32),
             "cls": images.new_full((count, 1), known),
             "bboxes": images.new_tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(count, 1),
-            LESSON: Lesson(unknown=torch.zeros(0, dtype=torch.int64, device=images.device)),
+            LESSON: Lesson(unknown=torch.arange(unknown, device=images.device)),
         }
 
     def judge(
@@ -331,11 +338,13 @@ def _on_objects(points: Tensor, chosen: Tensor, batch: dict[str, Any]) -> Tensor
         batch (dict[str, Any]): With all objects' `batch_idx` and `bboxes`, shares of the image's size.
     """
     height, width = batch["img"].shape[2:]
-    boxes = batch["bboxes"].float().index_select(0, chosen)
-    x, y = points[:, 0] - boxes[:, :1] * width, points[:, 1] - boxes[:, 1:2] * height
-    w, h = boxes[:, 2:3] * width / 2, boxes[:, 3:4] * height / 2
-    angle = boxes[:, 4:5] if boxes.shape[1] == 5 else torch.zeros_like(boxes[:, :1])
-    cos, sin = angle.cos(), angle.sin()
-    inside = ((x * cos + y * sin).abs() < w) & ((y * cos - x * sin).abs() < h)
     found = torch.zeros(len(batch["img"]), len(points), device=points.device)
-    return found.index_add_(0, batch["batch_idx"].long().index_select(0, chosen), inside.float()) > 0
+    for piece in chosen.split(OBJECTS_AT_ONCE):
+        boxes = batch["bboxes"].float().index_select(0, piece)
+        x, y = points[:, 0] - boxes[:, :1] * width, points[:, 1] - boxes[:, 1:2] * height
+        w, h = boxes[:, 2:3] * width / 2, boxes[:, 3:4] * height / 2
+        angle = boxes[:, 4:5] if boxes.shape[1] == 5 else torch.zeros_like(boxes[:, :1])
+        cos, sin = angle.cos(), angle.sin()
+        inside = ((x * cos + y * sin).abs() < w) & ((y * cos - x * sin).abs() < h)
+        found.index_add_(0, batch["batch_idx"].long().index_select(0, piece), inside.float())
+    return found > 0

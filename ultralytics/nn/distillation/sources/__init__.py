@@ -78,7 +78,7 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool, gr
         if at and not file:
             raise ValueError(f"'teacher={teacher}' names no file after '@'. Give one, or leave the '@' out.")
         return LIBRARIES[library](name, file, imgsz, trusted, grows_head)
-    _check_format(teacher)
+    _check_format(teacher, expected)
     file = _find(teacher, expected)
     if Path(file).suffix.lower() == ".onnx":
         return open_onnx(file, teacher)
@@ -87,7 +87,7 @@ def _open(teacher: Any, expected: Expected, imgsz: int | None, trusted: bool, gr
     return open_ultralytics(file, teacher, trusted, expected)
 
 
-def _check_format(teacher: str | Path) -> None:
+def _check_format(teacher: str | Path, expected: Expected) -> None:
     """Refuse files and folders of other programs by their names.
 
     Raises:
@@ -99,9 +99,10 @@ def _check_format(teacher: str | Path) -> None:
     name = Path(str(teacher)).name.lower()
     for suffix, program in names.items():
         if suffix and suffix not in {".pt", ".torchscript", ".onnx"} and name.endswith(suffix):
+            onnx = ", or an ONNX file of the same network, e.g. by 'yolo export model=best.pt format=onnx'"
             raise TypeError(
                 f"'teacher={teacher}' is for {program}, which cannot be asked here. Give the '.pt' that it was made "
-                f"of, or an ONNX file of the same network, e.g. by 'yolo export model=best.pt format=onnx'."
+                f"of{onnx if expected.task == CLASSIFIER.task else ''}."
             )
 
 
