@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 
@@ -146,6 +147,23 @@ def weights(file):
 def same(a, b):
     """Tell whether two state dicts are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Waiting(TorchDispatchMode):
+    """Records what would make the host wait for a GPU."""
+
+    OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.name().removeprefix("aten::").partition(".")[0]
+        selects = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if selects or name in self.OPERATORS:
+            self.operators.append(name)
+        return operator(*args, **(kwargs or {}))
 
 
 class Stopped(Exception):

@@ -1,16 +1,22 @@
 """What can happen to a run of a detector, or of what is built on one: bad batches, full memory, several processes."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from gloo import launch, parameters, reports
-from helpers import rows, same, train, weights
+from helpers import Waiting, compile_by_tracing, rows, same, train, weights
 from PIL import Image
 from scenes import TASKS
 from torch.utils._pytree import tree_leaves
+from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.distillation import TRAINERS
+from ultralytics.nn.distillation.taps import FeatureTaps
 from ultralytics.utils import LOGGER, YAML
+
+from train import main as train_script
 
 
 def test_where_the_teacher_answers_changes_nothing(settings_of):
@@ -20,6 +26,55 @@ def test_where_the_teacher_answers_changes_nothing(settings_of):
         for overlap in (True, False)
     )
     assert same(weights(beside.last), weights(before.last))
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_teaches_the_same(settings_of, monkeypatch):
+    compile_by_tracing(monkeypatch)
+    settings = settings_of("detect", "26", "26", fraction=0.5)
+    fast, eager = (train({**settings, **given}, TRAINERS["detect"]) for given in ({"teacher_compile": True}, {}))
+    assert hasattr(fast.teacher.first._compiled, "_orig_mod")
+    for name in fast.distiller.weights:
+        assert float(rows(fast)[0][f"train/{name}"]) == pytest.approx(float(rows(eager)[0][f"train/{name}"]), rel=1e-2)
+
+
+@pytest.mark.parametrize(("task", "family"), [("detect", "26"), ("segment", "11"), ("pose", "11"), ("obb", "26")])
+def test_the_host_does_not_wait_for_what_two_heads_say(task, family, settings_of, tmp_path):
+    """Also where the teacher does not know some objects; upstream's own loss asks what is where."""
+    settings = settings_of(task, family, family, feature_distill=True)
+    names = {**YAML.load(settings["data"]), "names": dict(enumerate([*"0123", "cow", *"56789"]))}
+    YAML.save(tmp_path / "renamed.yaml", names)
+    trainer = TRAINERS[task](overrides={**settings, "data": str(tmp_path / "renamed.yaml")})
+    trainer._setup_train()
+    trainer.epoch = 0
+    trainer._model_train()
+    loaded = next(iter(trainer.train_loader))
+    batch = trainer.preprocess_batch(loaded)
+    features = FeatureTaps(trainer.model, trainer.plan.student_levels)
+    predictions, plan = trainer.model(batch["img"]), trainer.plan
+    maps = features.take()
+    assert len(batch[LESSON].unknown) > 0
+    with Waiting() as waiting:
+        losses = trainer.task.compare(
+            plan, trainer.distillation_loss, predictions, maps, trainer.teacher(batch["img"]), batch
+        )
+        torch.stack([*losses.values()]).sum().backward()
+    assert losses.keys() == trainer.distiller.weights.keys()
+    assert waiting.operators == []
+
+
+@pytest.mark.slow
+def test_a_comparison_is_made_on_the_tasks_own_figure(settings_of):
+    settings = settings_of("pose", fraction=0.34, seeds=2)
+    assert train_script(["compare", *(f"{k}={v}" for k, v in settings.items())]) is None
+    folder = Path(settings["project"]) / "compare"
+    report = json.loads((folder / "compare.json").read_text())
+    assert {variant: list(by_seed) for variant, by_seed in report["pose_map"].items()} == {
+        "plain": ["0", "1"],
+        "distilled": ["0", "1"],
+    }
+    assert "pose mAP50-95" in (folder / "compare.md").read_text()
+    assert (folder / "compare.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("what", ["nan", "memory"])

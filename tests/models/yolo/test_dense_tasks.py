@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from helpers import Stopped, predict_elsewhere, rows, same, stop_after, train, weights
@@ -96,6 +97,22 @@ def test_checkpoints_open_where_this_project_is_not(settings_of, tmp_path):
     assert [found for found, _ in predict_elsewhere(files, image, 64, tmp_path)] == ["segment"] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "target"), [("obb", "onnx"), ("segment", "torchscript")])
+def test_what_was_distilled_is_exported_as_ever(task, target, settings_of):
+    trainer = train(settings_of(task, fraction=0.34, feature_distill=True), TRAINERS[task])
+    exported = YOLO(trainer.best).export(format=target, imgsz=64, device="cpu")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = load_checkpoint(trainer.best)[0](images)[0]
+    if target == "onnx":
+        session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+        answer = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    else:
+        answer = torch.jit.load(exported)(images)[0]
+    torch.testing.assert_close(answer, expected[0] if isinstance(expected, tuple) else expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["11", "26"])
 @pytest.mark.parametrize(
     ("task", "more"),
@@ -128,15 +145,25 @@ def test_a_stopped_run_ends_as_if_it_had_never_stopped(task, family, settings_of
 
 
 @pytest.mark.parametrize(
-    ("family", "teacher", "on"),
-    [("26", "11", {"response", "box"}), ("11", "26", {"response", "box"}), ("26", "26", {"response", "box"})],
+    ("task", "family", "teacher", "sides"),
+    [
+        ("detect", "v8", "12", True),
+        ("detect", "26", "11", False),
+        ("detect", "11", "26", False),
+        ("detect", "26", "26", False),
+        ("segment", "26", "v8", False),
+        ("pose", "11", "26", False),
+        ("obb", "12", "v8", True),
+    ],
 )
-def test_between_families_what_cannot_be_compared_is_switched_off(family, teacher, on, settings_of):
-    settings = settings_of("detect", family, teacher)
-    trainer = train(settings, TRAINERS["detect"])
-    assert {name for name in ("response", "box", "dfl") if getattr(trainer.args, f"{name}_distill")} == on
-    assert set(trainer.distiller.weights) == {*SHARED} - {"dfl_distill_loss"}
+def test_between_families_what_cannot_be_compared_is_switched_off(task, family, teacher, sides, settings_of):
+    """The sides' distributions, where one of the heads has none; all else teaches."""
+    trainer = train(settings_of(task, family, teacher), TRAINERS[task])
+    assert trainer.args.dfl_distill == sides
+    expected = {*SHARED, *ITEMS[task]} - ({"dfl_distill_loss"} if not sides else set())
+    assert set(trainer.distiller.weights) == expected
     assert all(x.isfinite() for x in trainer.loss_items.values())
+    assert all(trainer.loss_items[name] > 0 for name in expected)
 
 
 def test_a_branch_that_moves_no_backbone_does_not_teach_alone(settings_of, tmp_path):
