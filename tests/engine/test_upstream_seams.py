@@ -76,6 +76,7 @@ OTHERS = {
     "ultralytics.engine.model.Model.val": "self, validator, kwargs",
 }
 FUNCTIONS = {
+    "ultralytics.data.augment.classify_transforms": "size, mean, std, interpolation, crop_fraction",
     "ultralytics.cfg.cfg2dict": "cfg",
     "ultralytics.cfg.check_dict_alignment": "base, custom, e, allowed_custom_keys",
     "ultralytics.cfg.get_cfg": "cfg, overrides",

@@ -324,11 +324,42 @@ def test_answers_are_read_as_what_they_are(answer, output, meaning):
     torch.testing.assert_close(frozen(images)[0].softmax(1), scores(images).softmax(1), atol=0.01, rtol=0.01)
 
 
-def test_one_score_tells_two_classes():
-    images = torch.rand(4, 3, 32, 32)
-    for transform, output in ((lambda z: z, None), (torch.sigmoid, "sigmoid")):
+def bright(count):
+    """Images that differ as those of a dataset do, and noise does not."""
+    return torch.linspace(0, 1, count)[:, None, None, None] * torch.rand(count, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [
+        (lambda x: scores(x).sigmoid(), "sigmoid"),
+        (lambda x: scores(x).softmax(1), "probabilities"),
+        (scores, "logits"),
+        (lambda x: scores(x).log_softmax(1), "logits"),
+        (lambda x: (scores(x) + 4) / 8, "sigmoid"),  # nothing that logits would say
+        (lambda x: scores(x) / 8 + 0.5 + (x.mean((1, 2, 3))[:, None] < 0.3), "logits"),  # in that range for noise alone
+    ],
+)
+def test_images_of_the_dataset_tell_what_answers_are(answer, meaning):
+    """Noise says too little: next to all of it is alike."""
+    images = bright(8)
+    frozen = Teacher(Answer(answer, ["a", "b", "c"]))
+    frozen.vet(32, 3, images)
+    assert frozen.meaning == meaning
+    unseen = Teacher(Answer(answer, ["a", "b", "c"]))
+    unseen.vet(32, 3)
+    assert unseen.meaning == meaning.replace("sigmoid", "logits")
+    told = Teacher(Answer(answer, ["a", "b", "c"]), output="logits")
+    told.vet(32, 3, images)
+    torch.testing.assert_close(told(images)[0], answer(images))
+
+
+@pytest.mark.parametrize("images", [None, bright(8)])
+def test_one_score_tells_two_classes(images):
+    given, images = images, torch.rand(4, 3, 32, 32)
+    for transform, output in ((lambda z: z, None), (torch.sigmoid, "sigmoid" if given is None else None)):
         frozen = Teacher(Answer(lambda x, f=transform: f(scores(x)[:, :1]), ["no", "yes"]), output=output)
-        frozen.vet(32, 3)
+        frozen.vet(32, 3, given)
         torch.testing.assert_close(frozen(images)[0].softmax(1)[:, 1], scores(images)[:, 0].sigmoid())
 
 

@@ -23,6 +23,7 @@ from ultralytics.engine.distillation.plan import Plan, log
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
 from ultralytics.nn.distillation.overlap import Answer
+from ultralytics.nn.distillation.teacher import random_images
 from ultralytics.utils.distillation.registry import choose
 
 __all__ = ("answers_key", "fingerprint", "open_cache")
@@ -63,8 +64,7 @@ def open_cache(
         MemoryError: If the memory has no room.
     """
     args, file = plan.args, None
-    shape = 1, plan.data["channels"], plan.imgsz, plan.imgsz
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = random_images(1, plan.data["channels"], plan.imgsz, plan.imgsz).to(device)
     if args.teacher_cache == "disk":
         folder, parts = task.identify(plan, dataset)
         file = plan.cache_folder / f"{folder.name}-{answers_key(plan, parts, plan.teacher(images), amp)}.bin"

@@ -104,7 +104,7 @@ def make_plan(
     refuse(plan, TEACHER)
     if plan.args.teacher_probe:
         task.grow_heads(plan)
-    plan.teacher.vet(plan.imgsz, channels)
+    plan.teacher.vet(plan.imgsz, channels, task.some_images(plan))
     plan = replace(plan, args=replace(plan.args, teacher_hash=plan.teacher.content_hash))
     if plan.args.uses_features:
         student_levels = find_levels(student, plan.imgsz, channels)

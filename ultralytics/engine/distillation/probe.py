@@ -22,6 +22,7 @@ from ultralytics.nn.distillation.probe import FOLDS, STRENGTHS, fit_head
 from ultralytics.nn.distillation.probeable import ProbeableTeacher
 from ultralytics.nn.distillation.sources import hash_file
 from ultralytics.nn.distillation.sources.probed import Head, read_head
+from ultralytics.nn.distillation.teacher import random_images
 from ultralytics.utils import RANK, TQDM
 
 __all__ = ("VIEWS", "probe_teachers")
@@ -81,7 +82,7 @@ def _find_or_fit(
     """Give a teacher its head, and return the file of both and a sentence about it."""
     _, images = task.identify(plan, views)
     classes = len(plan.data["names"])
-    example = torch.rand(2, plan.data["channels"], plan.imgsz, plan.imgsz, generator=torch.Generator().manual_seed(0))
+    example = random_images(2, plan.data["channels"], plan.imgsz, plan.imgsz)
     key = cache_key(
         teacher=member.content_hash,
         # Two networks in Python may have the same weights and say different things

@@ -131,6 +131,13 @@ class DistillationTask:
     def check_dataset(self, data: dict[str, Any], training: Namespace) -> None:
         """Refuse a dataset that cannot be trained on, in words that upstream lacks."""
 
+    def some_images(self, plan: Plan) -> Tensor | None:
+        """Return some of the dataset's images as the student sees them, (B, channels, imgsz, imgsz), 0 to 1.
+
+        None where they say no more of what a teacher's answer is than random ones, or cannot be read.
+        """
+        return None
+
     def fit_data(self, plan: Plan) -> tuple[Plan, list[str]]:
         """Return the plan with the classes that the student learns, and what is notable of them, in sentences."""
         return plan, []

@@ -27,6 +27,7 @@ __all__ = ("ClassificationTeacher", "TeacherEnsemble")
 MEANINGS = ("logits", "probabilities", "sigmoid")
 EXACT, ROUNDED = 1e-3, 0.1  # how far from 1 probabilities may sum to, in floating point and in 8 bits
 TINY = torch.finfo(torch.float32).tiny
+LEAST_IMAGES = 4  # whose logits do not all lie between 0 and 1 by chance
 
 
 class ClassificationTeacher(ProbeableTeacher):
@@ -83,15 +84,17 @@ class ClassificationTeacher(ProbeableTeacher):
         fitting = [row for row in rows if self.names is not None and row.shape[1] == len(self.names)]
         return next(iter(fitting or rows), part_of(output))
 
-    def check_answer(self, answer: Any) -> None:
-        """Refuse what is no finite row of logits per image, one per class name; recognise probabilities.
+    def check_answer(self, answer: Any, count: int) -> None:
+        """Refuse what is no finite row of logits per image, one per class name; recognise what these are.
 
         Raises:
             ValueError: If the answer has another shape or is not finite.
         """
-        if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 2 or not answer.shape[1]:
+        if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != count or not answer.shape[1]:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise ValueError(f"'teacher={self.source}' answers 2 images with {found}, not with logits of shape (2, C).")
+            raise ValueError(
+                f"'teacher={self.source}' answers {count} images with {found}, not with logits of shape ({count}, C)."
+            )
         if not answer.isfinite().all():
             raise ValueError(
                 f"'teacher={self.source}' gives NaN or infinite logits: its weights are damaged, or its training "
@@ -102,13 +105,17 @@ class ClassificationTeacher(ProbeableTeacher):
                 f"'teacher={self.source}' gives {answer.shape[1]} logits per image, but has {len(self.names)} class "
                 f"names. Name each of its classes with 'teacher_names'."
             )
-        if self.output in MEANINGS or isinstance(self.model, ClassificationModel):
+        if self.output in MEANINGS or isinstance(self.model, ClassificationModel) or self.waits_for_head:
             return
+        single = answer.shape[1] == 2 and not answer[:, 0].any()  # one score that says which of two it is, see `read`
+        scores = answer[:, 1:] if single else answer
         # Exported classifiers often end in a softmax; the logarithm gives logits back, up to a constant that no
         # softmax sees. In 8 bits its values sum to 1 but for rounding
-        off = (answer.sum(1) - 1).abs().max().item()
-        if answer.shape[1] > 1 and (answer >= 0).all() and off < ROUNDED:
+        off = (scores.sum(1) - 1).abs().max().item()
+        if scores.shape[1] > 1 and (scores >= 0).all() and off < ROUNDED:
             self.recognised, self.rounded = "probabilities", off > EXACT
+        elif count >= LEAST_IMAGES and (scores >= 0).all() and (scores <= 1).all():
+            self.recognised = "sigmoid"
 
     def head(self, level: FeatureLevel) -> Callable[[Tensor], Tensor] | None:
         """Return the head as a function from a level's map to logits, or None if that is not what it is given."""

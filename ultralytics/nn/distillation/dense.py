@@ -181,16 +181,16 @@ class DenseTeacher(Teacher):
         """Return what each branch of the head says."""
         return self.dense_head.decode(kept) if self.dense_head else {}
 
-    def vet(self, imgsz: int, channels: int) -> None:
+    def vet(self, imgsz: int, channels: int, images: Tensor | None = None) -> None:
         """Check that it is a network of the task, and by one forward pass that it answers as one."""
         if not isinstance(self.model, DetectionModel):
             raise TypeError(
                 f"'teacher={self.source}' cannot teach a {self.expected.noun} model: it is of type "
                 f"{type(self.model).__name__}. Give a YOLO checkpoint, e.g. '{self.expected.example}'."
             )
-        super().vet(imgsz, channels)
+        super().vet(imgsz, channels, images)
 
-    def check_answer(self, answer: dict[str, dict[str, Tensor]]) -> None:
+    def check_answer(self, answer: dict[str, dict[str, Tensor]], count: int) -> None:
         """Refuse what is not finite, or is not of as many classes as there are names.
 
         Raises:

@@ -12,7 +12,7 @@ from ultralytics.nn.distillation.probe import ProbedNetwork, find_head, put_head
 from ultralytics.nn.distillation.sources import Source
 from ultralytics.nn.distillation.sources.libraries import head_layers, without_layers
 from ultralytics.nn.distillation.sources.probed import Head, save_probed
-from ultralytics.nn.distillation.teacher import Teacher
+from ultralytics.nn.distillation.teacher import Teacher, random_images
 from ultralytics.utils import LOGGER
 
 __all__ = ("ProbeableTeacher",)
@@ -46,12 +46,13 @@ class ProbeableTeacher(Teacher):
                 f"'teacher_probe=True' needs the features inside the teacher, but 'teacher={self.source}' is an "
                 f"exported file, which gives answers only. Give the checkpoint that it was exported from."
             )
+        images = random_images(2, channels, imgsz, imgsz)
         scores = len(self.names or ()), getattr(self.model, "num_classes", None)
         if isinstance(self.model, ProbedNetwork):  # fitted for other classes before
             self.model, scores = self.model.network, ()
 
         def find() -> tuple[str, int]:
-            return find_head(self.model, lambda: self.first_answer(imgsz, channels))
+            return find_head(self.model, lambda: self.first_answer(images))
 
         try:
             self.layer, features = find()
@@ -104,7 +105,7 @@ class ProbeableTeacher(Teacher):
         source.backbone, source.recipe = backbone, self.recipe
         head = Head(self.layer, self.linear.weight, self.linear.bias)
         save_probed(file, source, head)
-        images = torch.rand(2, self.channels or 3, self._side, self._side, generator=torch.Generator().manual_seed(0))
+        images = random_images(2, self.channels or 3, self._side, self._side)
         try:
             again = type(self)(str(file), trusted=self.trusted, grows_head=True)
             same = torch.allclose(again(images)[0], self(images)[0], rtol=1e-2, atol=1e-3)

@@ -22,11 +22,16 @@ from ultralytics.nn.tasks import BaseModel
 from ultralytics.utils import WINDOWS
 from ultralytics.utils.torch_utils import attempt_compile
 
-__all__ = ("OutputError", "Teacher")
+__all__ = ("OutputError", "Teacher", "random_images")
 
 CUDA_GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of torch.compile
 CHANNELS_LAST = 96  # side of the images in pixels from which that memory format is faster on a CPU
 PIXELS_AT_ONCE = 1 << 20  # on a CPU; their maps are tens of MB, and larger ones the system has to find anew each time
+
+
+def random_images(*shape: int) -> Tensor:
+    """Return images of noise, 0 to 1, that are always the same for a shape (B, channels, H, W)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 class OutputError(ValueError):
@@ -143,28 +148,36 @@ class Teacher:
         """Return what that which `read` gives means, by default itself."""
         return kept
 
-    def check_answer(self, answer: Any) -> None:
-        """Refuse an answer to two random images that is none of the task's.
+    def check_answer(self, answer: Any, count: int) -> None:
+        """Refuse an answer to some images that is none of the task's.
+
+        Args:
+            answer (Any): What it says of them, see `interpret`.
+            count (int): How many they are.
 
         Raises:
             ValueError: If the answer has another shape, is not finite, or is not of as many classes as there are names.
         """
         raise NotImplementedError
 
-    def vet(self, imgsz: int, channels: int) -> None:
-        """Check by one forward pass of two random images that this teacher answers as one of its task.
+    def vet(self, imgsz: int, channels: int, images: Tensor | None = None) -> None:
+        """Check by one forward pass that this teacher answers as one of its task.
 
         Args:
             imgsz (int): Side of the student's images in pixels.
             channels (int): Their channels.
+            images (Tensor, optional): Some of the dataset's, (B, channels, imgsz, imgsz); None for two random ones.
 
         Raises:
             ValueError: If it takes other images, or gives another answer.
         """
-        self.check_answer(self.first_answer(imgsz, channels))
+        if images is None:
+            images = random_images(2, channels, imgsz, imgsz)
+        self.check_answer(self.first_answer(images), len(images))
 
-    def first_answer(self, imgsz: int, channels: int) -> Any:
-        """Return what it says of two random images, whatever that is; see `vet`."""
+    def first_answer(self, images: Tensor) -> Any:
+        """Return what it says of images, whatever that is; see `vet`."""
+        count, channels, imgsz, _ = images.shape
         if self.channels not in {None, channels}:
             raise ValueError(
                 f"'teacher={self.source}' takes images of {self.channels} channels, but the dataset's have {channels}. "
@@ -173,14 +186,13 @@ class Teacher:
         if max(self._mean.shape[1], self._std.shape[1]) not in {1, channels}:
             raise ValueError(f"'teacher_mean' and 'teacher_std' need 1 or {channels} values, one per image channel.")
         side = self._side = self.imgsz or imgsz
-        images = torch.rand(2, channels, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
         try:
             return self(images)[0]
         except OutputError:
             raise
         except Exception as e:  # a foreign network may fail in any way
             raise ValueError(
-                f"'teacher={self.source}' cannot process a batch of 2 images of {channels}x{side}x{side} "
+                f"'teacher={self.source}' cannot process a batch of {count} images of {channels}x{side}x{side} "
                 f"({type(e).__name__}: {' '.join(str(e).split())[:160]}). Set 'teacher_imgsz' to the size it was "
                 f"trained at."
             ) from e

@@ -77,10 +77,10 @@ class Teachers:
             f"'teacher={self.source}' is compared by its feature maps alone in this task. Set 'response_distill=False'."
         )
 
-    def vet(self, imgsz: int, channels: int) -> None:
+    def vet(self, imgsz: int, channels: int, images: Tensor | None = None) -> None:
         """Check every member, see `Teacher.vet`."""
         for member in self.members:
-            member.vet(imgsz, channels)
+            member.vet(imgsz, channels, images)
 
     def find_levels(self, imgsz: int, channels: int, student: dict[str, FeatureLevel]) -> dict[str, FeatureLevel]:
         """List the feature maps that can be read in the first, see `Teacher.find_levels`."""
@@ -152,7 +152,7 @@ class SelfTeacher:
         self.classes = list(range(len(names)))
         return []
 
-    def vet(self, imgsz: int, channels: int) -> None:
+    def vet(self, imgsz: int, channels: int, images: Tensor | None = None) -> None:
         """Believe the student."""
 
     def find_levels(self, imgsz: int, channels: int, student: dict[str, FeatureLevel]) -> dict[str, FeatureLevel]:

@@ -1,5 +1,7 @@
 """Training with every source of teachers, on real images."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 import torch
 import yaml
 from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights, write_digits
+from PIL import Image
 from teachers import NAMES, SOURCES, Centroids, arguments
+from torchvision.transforms.functional import to_tensor
 from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_task import _images_in
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
@@ -273,14 +278,29 @@ def test_self_distillation_that_never_starts_is_refused(overrides):
         )
 
 
-@pytest.mark.parametrize("output", [None, "sigmoid"])
+@pytest.mark.parametrize("output", ["logits", "sigmoid", None])
 def test_an_answer_that_says_nothing_at_this_temperature_is_warned_of(output, overrides, said):
-    """Scores between 0 and 1, each for itself, are alike once they are softened as logits."""
+    """Scores between 0 and 1, each for itself, are alike once they are softened as logits; they are recognised."""
     network = Centroids()
     network.forward = lambda x: Centroids.forward(network, x).add(3).sigmoid()
     train({**overrides, **RESPONSE, "teacher": network, "teacher_output": output, "fraction": 0.2})
     warnings = [line for line in said["warning"] if "says next to nothing at 'temperature=4'" in line]
-    assert [("'teacher_output'" in line) for line in warnings] == ([] if output else [True])
+    assert [("'teacher_output'" in line) for line in warnings] == ([True] if output == "logits" else [])
+
+
+def test_what_an_answer_is_is_told_by_images_of_the_dataset(digits, overrides):
+    """A damaged one is left to training, which names it."""
+    folder = Path(shutil.copytree(digits, Path(overrides["project"]).parent / "digits"))
+    network, seen = Centroids(), []
+    network.forward = lambda x: seen.append(x) or Centroids.forward(network, x)
+    first = sorted((folder / "train" / "0").iterdir())
+    os.truncate(next(_images_in(folder / "train" / "0")), 20)
+    DistillationClassificationTrainer(overrides={**overrides, **RESPONSE, "teacher": network, "data": str(folder)})
+    assert len(first) == 20
+    assert [x.shape for x in seen] == [(7, 3, 32, 32)]  # of eight classes
+    for image, name in zip(seen[0], "1234567", strict=True):
+        file = next(_images_in(folder / "train" / name))
+        assert torch.equal(image, to_tensor(Image.open(file).convert("RGB")))
 
 
 class Sized(Centroids):

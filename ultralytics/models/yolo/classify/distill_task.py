@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from ultralytics.data import ClassificationDataset
+from ultralytics.data.augment import classify_transforms
 from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.data.distillation.wrapped import ReadableDataset
 from ultralytics.engine.distillation.criterion import LESSON, Lesson
@@ -36,6 +41,7 @@ from ultralytics.utils.distillation.registry import choose
 __all__ = ("ClassificationTask",)
 
 CHECKED_IMAGES = 512
+SEEN_IMAGES = 8
 CLEARLY = 0.05  # of the images
 MOST_ENTROPY = 0.99  # of a softened answer, of that of one that is the same for all classes
 TOO_SOFT = (
@@ -64,10 +70,15 @@ def _mixtures_do_not_repeat(plan: Plan) -> Exception | None:
     )
 
 
-def _has_images(folder: Path) -> bool:
-    """Tell whether there is what torchvision takes for an image in a folder, or in those inside."""
-    walk = os.walk(folder, followlinks=True)
-    return any(Path(file).suffix.lower() in IMG_EXTENSIONS for *_, files in walk for file in files)
+def _images_in(folder: Path) -> Iterator[Path]:
+    """Find what torchvision takes for images in a folder and in those inside."""
+    for place, _, files in os.walk(folder, followlinks=True):
+        yield from (Path(place, file) for file in files if Path(file).suffix.lower() in IMG_EXTENSIONS)
+
+
+def _class_folders(folder: Path) -> Iterator[Path]:
+    """Find the folders in one that hold images, each of a class."""
+    return (x for x in sorted(folder.iterdir()) if x.is_dir() and next(_images_in(x), None))
 
 
 def _classes_of(folder: Path) -> dict[str, str]:
@@ -106,7 +117,7 @@ class ClassificationTask(DistillationTask):
             ValueError: If fewer than two classes have images, or a teacher has no features.
         """
         names, folder = read_names(plan.data["names"]), Path(plan.data["train"])
-        if sum(_has_images(x) for x in folder.iterdir() if x.is_dir()) < 2 or len(names) < 2:
+        if len([*islice(_class_folders(folder), 2)]) < 2 or len(names) < 2:
             raise ValueError(
                 f"'teacher_probe=True' fits a head on labels, but '{folder}' has images of fewer than two classes. Put "
                 f"them into a folder for each class, or leave it out."
@@ -142,6 +153,16 @@ class ClassificationTask(DistillationTask):
                 f"'data={training.data}' has no folder '{training.split}' to validate on. Move some of its training "
                 f"images there, in folders of the same names."
             )
+
+    def some_images(self, plan: Plan) -> Tensor | None:
+        """Return the first training images of some classes: these tell logits from probabilities and other scores."""
+        folders = [*islice(_class_folders(Path(plan.data["train"])), SEEN_IMAGES)]
+        each = math.ceil(SEEN_IMAGES / max(len(folders), 1))
+        transform, images = classify_transforms(plan.imgsz), []
+        for file in chain.from_iterable(islice(_images_in(folder), each) for folder in folders):
+            with suppress(Exception), Image.open(file) as image:  # one may be damaged, and training will name it
+                images.append(transform(image.convert("RGB")))
+        return torch.stack(images) if len(images) > 1 else None
 
     def fit_data(self, plan: Plan) -> tuple[Plan, list[str]]:
         """Give the student the teacher's classes where the training folders are no classes that it knows.
