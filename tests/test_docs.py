@@ -176,6 +176,13 @@ def test_what_each_loss_of_a_detector_gains_alone_is_what_was_measured(manual):
             gain = summary[f"{off} feature_distill=True" if name == "feature" else off]["difference"]
             (line,) = [x for x in lines if x.startswith(f"| `{name}_distill`")]
             assert line.split(" | ")[3] == f"{gain:+.1f}"
+        others = {
+            name.rpartition("feature_method=")[2]: row for name, row in summary.items() if "feature_method" in name
+        }
+        assert others.keys() == (
+            methods("feature_method").keys() - {"mse", "attention", "srrl"} if task == "pose" else set()
+        )
+        assert all(f"`{name}` {row['difference']:+.1f}" in text for name, row in others.items())
 
 
 def test_links_lead_somewhere():

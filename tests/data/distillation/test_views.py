@@ -68,7 +68,7 @@ def test_they_do_not_depend_on_other_random_streams(dataset):
     assert torch.equal(first, views[5]["img"])
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_loader_workers_see_the_epoch(start, dataset):
     views = RepeatableViews(dataset, 3)
     loader = DataLoader(views, 50, num_workers=2, persistent_workers=True, multiprocessing_context=start)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
+from ultralytics.data.distillation.wrapped import spaced
 from ultralytics.engine.distillation.plan import Plan, log
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
@@ -28,6 +30,7 @@ from ultralytics.utils.distillation.registry import choose
 
 __all__ = ("answers_key", "fingerprint", "open_cache")
 
+SEEN = 4  # images of a dataset, by which its augmentation is told from others
 WITHOUT_EFFECT = {  # on what a teacher says of an image; any other argument counts, so one that is new does
     *("teacher_trusted", "teacher_check", "teacher_cache", "teacher_compile", "teacher_overlap", "baseline"),
     *("distill_alpha", "distill_beta", "distill_schedule", "distill_warmup", "close_distill", "distill_balance"),
@@ -67,6 +70,7 @@ def open_cache(
     images = random_images(1, plan.data["channels"], plan.imgsz, plan.imgsz).to(device)
     if args.teacher_cache == "disk":
         folder, parts = task.identify(plan, dataset)
+        parts["views"] = _digest_views(dataset)
         file = plan.cache_folder / f"{folder.name}-{answers_key(plan, parts, plan.teacher(images), amp)}.bin"
     try:
         if file is not None:
@@ -123,6 +127,14 @@ def answers_key(plan: Plan, images: dict[str, Any], answer: Answer, amp: bool) -
         head=plan.args.uses_answer,
         libraries=[x.__version__ for x in (ultralytics, torchvision, np, cv2, PIL)],  # which draw and make the views
     )
+
+
+def _digest_views(dataset: Dataset) -> str:
+    """Return the SHA-256 of some images as they are seen, as a dataset of a subclass may augment in any way."""
+    digest = hashlib.sha256()
+    for i in spaced(dataset, SEEN):
+        digest.update(dataset[i]["img"].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(x: Tensor) -> list[str]:

@@ -222,6 +222,26 @@ def test_a_subclass_builds_a_dataset_of_its_own(cached):
     assert trainer.train_loader.dataset[0]["img"].max() > 1  # not divided by 255
 
 
+class Inverted(ClassificationDataset):
+    """Shows each image as upstream does, but for its colours."""
+
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        return {**sample, "img": 1 - sample["img"]}
+
+
+def test_a_dataset_that_shows_other_views_has_answers_of_its_own(cached):
+    """Though its files and its transforms are the same."""
+
+    class Own(Asking):
+        def build_dataset(self, img_path, mode="train", batch=None):
+            return Inverted(img_path, self.args, augment=mode == "train", prefix=mode)
+
+    settings = {**cached, "epochs": 1}
+    train(settings)
+    assert [train(settings, Own).asked for _ in range(2)] == [80, 0]
+
+
 def test_networks_with_the_same_weights_do_not_share_answers(cached, teacher):
     """What an nn.Module does is not in its weights."""
     network = YOLO(teacher).model

@@ -1,6 +1,8 @@
 """What people have and do: images of every kind, folders of every layout and name, many classes, threads, modules."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -134,6 +136,25 @@ def test_runs_in_threads_are_those_without(overrides):
         thread.join()
     losses = [[row["train/loss"] for row in rows(trainer)] for trainer in trainers]
     assert losses[0] == losses[1] == [row["train/loss"] for row in rows(train({**overrides, "fraction": 0.2}))]
+
+
+NOTEBOOK = """
+import multiprocessing
+multiprocessing.set_start_method("spawn")
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer as Trainer
+trainer = Trainer(overrides={})
+trainer.train()
+print("trained", trainer.best.exists())
+"""
+
+
+@pytest.mark.slow
+def test_a_run_where_no_file_is_the_program(overrides):
+    """As in a notebook, whose cells the loader's workers cannot read, also where they start afresh."""
+    settings = {**overrides, "workers": 1, "fraction": 0.2}
+    script = NOTEBOOK.format(settings)
+    done = subprocess.run([sys.executable], input=script, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert "trained True" in done.stdout, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.nn.Module.half, torch.nn.Module.bfloat16])

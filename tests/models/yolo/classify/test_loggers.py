@@ -1,6 +1,7 @@
 """Upstream's loggers get every loss by itself, through upstream's own callbacks."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,16 @@ def test_tensorboard(overrides, tmp_path, as_elsewhere):
         expected = [(int(row["epoch"]), pytest.approx(float(row[item]), rel=1e-4)) for row in rows(trainer)]
         assert logged == expected
     assert same(weights(run / "weights" / "best.pt"), weights(trainer.best))
+
+
+def test_what_is_logged_keeps_to_the_limits_of_mlflow(overrides):
+    """Names of 250 characters of a few kinds, values of 6000: upstream gives it arguments and figures as they are."""
+    trainer = train({**overrides, "teacher_names": [*"0123456789"], "fraction": 0.3})
+    assert {"teacher", "teacher_names", "temperature"} <= vars(trainer.args).keys()
+    figures = {*trainer.label_loss_items(trainer.loss_items), *trainer.metrics, *rows(trainer)[0]}
+    for name in {*vars(trainer.args), *mlflow.sanitize_dict(dict.fromkeys(figures, 1))}:
+        assert re.fullmatch(r"[\w./ :-]{1,250}", name), name
+    assert max(len(str(value)) for value in vars(trainer.args).values()) <= 6000
 
 
 @pytest.mark.parametrize("logger", ["wandb", "mlflow", "comet"])
