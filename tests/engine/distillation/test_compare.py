@@ -154,7 +154,9 @@ def test_the_command(settings, monkeypatch):
     assert given["teacher"] == settings["teacher"]
 
 
-def test_checkpoints_are_measured_on_the_classes_of_the_training(monkeypatch):
+@pytest.mark.parametrize(("batch", "measured"), [(8, 8), (-1, None), (0.7, None)])
+def test_checkpoints_are_measured_on_the_classes_of_the_training(batch, measured, monkeypatch):
+    """In batches of its size, unless that was left to the memory, which upstream asks in training alone."""
     asked = {}
 
     class Model:
@@ -169,7 +171,8 @@ def test_checkpoints_are_measured_on_the_classes_of_the_training(monkeypatch):
             return []
 
     monkeypatch.setattr(comparison, "YOLO", Model)
-    training = {"data": "x", "imgsz": 32, "classes": [0], "epochs": 3}
+    training = {"data": "x", "imgsz": 32, "batch": batch, "classes": [0], "epochs": 3}
     assert evaluate(DistillationClassificationTrainer, "best.pt", training)["top1"] == 0.5
     assert (asked["classes"], asked["imgsz"], asked["split"]) == ([0], 32, "val")
+    assert asked.get("batch") == measured
     assert "epochs" not in asked

@@ -204,6 +204,8 @@ def evaluate(
     """Return the parameters of a checkpoint, and its task's figures on a split of the dataset as fractions."""
     model = YOLO(file)
     given = {k: training[k] for k in training.keys() & {"data", "imgsz", "batch", "device", "project", "classes"}}
+    if given.get("batch", 1) < 1:  # which training finds by what the memory holds, and validation cannot
+        del given["batch"]
     metrics = model.val(**given, split=split, name=f"{split}_{Path(file).stem}", plots=False, verbose=False)
     return {"parameters": sum(p.numel() for p in model.parameters()), **trainer_class.task.evaluate(metrics)}
 
