@@ -135,7 +135,9 @@ def measure_steps(
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])  # only now, as each trainer sets upstream's
     plain = trainers["plain"]
-    bare = ClassificationTeacher(teacher_file).to(plain.device)
+    bare = ClassificationTeacher(teacher_file)
+    bare.vet(imgsz, 3)  # by which it knows the size of its images, and so its memory format: as the trainer runs it
+    bare.to(plain.device)
     x = torch.rand(batch, 3, imgsz, imgsz)
     inputs = {
         "img": x,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from ultralytics import YOLO
+from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.engine.distillation.trainer import loop_precision
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -83,7 +84,7 @@ def make_trainer(
         (ClassificationTrainer): The trainer, not yet set up.
     """
     if distillation is None:
-        return ClassificationTrainer(overrides=dict(overrides))
+        return ClassificationTrainer(overrides={**overrides, **DistillationArgs.split(given or {})[1]})
     return DistillationClassificationTrainer(
         overrides={**overrides, "teacher": str(teacher), "teacher_check": False, **distillation, **(given or {})}
     )

@@ -16,6 +16,7 @@ from ultralytics.models.yolo.obb.distill_train import DistillationOBBTrainer
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import RANK
 from ultralytics.utils.dist import find_free_network_port
+from ultralytics.utils.torch_utils import unwrap_model
 
 TESTS = Path(__file__).parent
 
@@ -45,7 +46,7 @@ class Gloo:
 
     def _setup_train(self):
         super()._setup_train()
-        self.begun = {k: v.clone() for k, v in self.model.module.state_dict().items()}
+        self.begun = {k: v.clone() for k, v in unwrap_model(self.model).state_dict().items()}
 
     def preprocess_batch(self, batch):
         self.calls["teacher"] += 1
@@ -65,7 +66,7 @@ class Gloo:
     def final_eval(self):
         cached = getattr(self.distiller, "cached", None)
         report = {
-            "weights": self.model.module.state_dict(),
+            "weights": unwrap_model(self.model).state_dict(),
             "begun": self.begun,
             "calls": self.calls,
             "teacher": self.teacher.content_hash,
@@ -85,6 +86,15 @@ class GlooTrainer(Gloo, DistillationClassificationTrainer):
 
 class GlooOBBTrainer(Gloo, DistillationOBBTrainer):
     """Of oriented boxes."""
+
+
+class GlooCompiledTrainer(GlooTrainer):
+    """Traces the student as `compile=True` does, without a compiler, which takes minutes."""
+
+    def _setup_train(self):
+        compile_network = torch.compile
+        torch.compile = lambda network, **given: compile_network(network, backend="eager")
+        super()._setup_train()
 
 
 class GradientTrainer(GlooTrainer):

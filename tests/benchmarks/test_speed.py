@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers import load_benchmark, write_digits
+from ultralytics.nn.distillation.classifier import ClassificationTeacher
 
 memory, speed = map(load_benchmark, ("memory", "speed"))
 
@@ -38,6 +39,27 @@ def test_runs(tmp_path, capsys, monkeypatch):
     assert pair["steps"].keys() == {"distilled / (plain + teacher)", "distilled / plain"}
     assert (tmp_path / "speed.png").stat().st_size > 1000
     assert "| 32 | 8 |" in capsys.readouterr().out
+
+
+def test_the_teacher_alone_is_measured_as_the_trainer_runs_it(tmp_path, monkeypatch):
+    """In its memory format; and what was given on the command line is given to plain training too."""
+    made, trainers = [], {}
+
+    class Teacher(ClassificationTeacher):
+        def __init__(self, *args, **given):
+            super().__init__(*args, **given)
+            made.append(self)
+
+    prepare = speed.prepare
+    monkeypatch.setattr(speed, "ClassificationTeacher", Teacher)
+    monkeypatch.setattr(speed, "prepare", lambda x: trainers.setdefault(type(x).__name__, prepare(x)))
+    line = ["imgsz=96", "batch=4", "repeats=1", "warmup=0", "device=cpu", "epochs=0", "memory=0", "nbs=4"]
+    speed.main([*line, "teacher_model=yolo11s-cls.yaml", "kinds=distilled", f"output={tmp_path / 'speed.json'}"])
+    weights = [
+        x.model.model[1].conv.weight for x in (made[0], trainers["DistillationClassificationTrainer"].teacher.first)
+    ]
+    assert [x.is_contiguous(memory_format=torch.channels_last) for x in weights] == [True, True]
+    assert {x.args.nbs for x in trainers.values()} == {4}
 
 
 def test_a_sweep_measures_the_kinds_that_it_names(tmp_path, capsys):

@@ -29,7 +29,7 @@ class Detector(Teacher):
     def read(self, output):
         return output[0]
 
-    def check_answer(self, answer):
+    def check_answer(self, answer, count):
         if not answer.isfinite().all():
             raise ValueError(f"'teacher={self.source}' gives NaN or infinite boxes.")
 

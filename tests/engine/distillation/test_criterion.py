@@ -75,6 +75,17 @@ def batch(answer=True, **targets):
     return {"cls": torch.tensor([0]), LESSON: Lesson(targets, answer=(lambda: known) if answer else None)}
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_of_a_silent_teacher_the_adapters_get_a_gradient_where_each_step_has_to_have_one(static, predictions, maps):
+    made = criterion(maps, static=static)
+    made.loss.adapter = nn.Conv2d(2, 2, 1)
+    total, _ = made(predictions, batch(answer=False))
+    assert total.item() == pytest.approx(OWN)
+    total.backward()
+    found = [parameter.grad for parameter in made.loss.parameters()]
+    assert all(g is not None and not g.any() for g in found) if static else found == [None, None]
+
+
 OWN, RESPONSE, FEATURE = 2.0, 5.0, 6.0  # of the predictions 1 and 3
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, rows, same, train, weights
 from torch.utils.hooks import RemovableHandle
+from ultralytics.engine.distillation import guarded
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.engine.distillation.guarded import MOST_SKIPPED
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -138,6 +139,25 @@ def test_a_bad_batch_does_not_spoil_those_that_wait_for_the_same_step(overrides)
     assert dict(trainer.skipped) == {"teacher": 1}
     steps = {float(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
     assert steps == {3.0}
+
+
+def test_where_steps_cannot_be_skipped_upstream_recovers_in_its_own_way(overrides, monkeypatch):
+    """As on a device whose gradients PyTorch's scaler cannot look at: the run goes on from what upstream has saved."""
+
+    def unscale(guard, optimizer):
+        raise NotImplementedError("'aten::_amp_foreach_non_finite_check_and_unscale_' is not implemented here")
+
+    monkeypatch.setattr(guarded._StepGuard, "unscale_", unscale)
+    said = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: said.append(str(message)))
+    settings = {**overrides, "epochs": 3, "nbs": 32, "fraction": 0.3}
+    trainer = train_spoiled(settings, "gradient", lambda batch: batch == 2)  # the second epoch's first of two
+    assert not trainer.scaler.is_enabled()
+    assert not trainer.skipped
+    assert sum("recovering from last.pt" in line for line in said) == 1
+    assert [row["epoch"] for row in rows(trainer)] == ["1", "2", "3"]
+    assert all(math.isfinite(float(v)) for row in rows(trainer) for v in row.values())
+    assert all(v.isfinite().all() for v in weights(trainer.best).values())
 
 
 @pytest.mark.parametrize("cause", SPOILED)

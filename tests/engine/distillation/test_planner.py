@@ -18,6 +18,7 @@ from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.teacher import Teacher
 from ultralytics.utils import YAML
+from ultralytics.utils.distillation import registry
 
 
 def test_a_plan_is_frozen(overrides):
@@ -152,8 +153,16 @@ def plan(**given):
     """Return a plan as far as arguments alone make it."""
     training = {"task": "detect", "data": "a.yaml", "epochs": 10, "quantize": None, "compile": False, "device": "cpu"}
     training, defaults = {**training, **given.pop("training", {})}, given.pop("defaults", {})
+    module = given.pop("module", DistillationClassificationTrainer.__module__)
     args = DistillationArgs(teacher=given.pop("teacher", "a.pt"), **{**defaults, **given})
-    return Plan(args, set(given), SimpleNamespace(**training), defaults=defaults)
+    return Plan(args, set(given), SimpleNamespace(**training), defaults=defaults, trainer_module=module)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A method that this module registers."""
+    monkeypatch.setitem(registry._METHODS, "feature_method", dict(registry._METHODS["feature_method"]))
+    return registry.feature_method("registered here")(lambda student, teacher: (student - teacher).square().mean())
 
 
 def test_what_goes_together_is_not_refused():
@@ -176,9 +185,17 @@ def test_what_goes_together_is_not_refused():
         ({"distill_balance": "auto", "training": {"compile": True}}, "Give one of them"),
         ({"teacher_cache": "ram", "training": {"device": "0,1"}}, "in every process"),
         ({"teacher": SimpleNamespace(state_dict=None), "training": {"device": "0,1"}}, "starts a process per device"),
+        (
+            {"training": {"device": "0,1"}, "feature_method": "registered here"},
+            "which 'feature_method=registered here'",
+        ),
+        (
+            {"training": {"compile": "reduce-overhead"}, "teacher_compile": "reduce-overhead", "teacher_overlap": True},
+            "at the same time, which share their memory",
+        ),
     ],
 )
-def test_each_rule_refuses(given, words):
+def test_each_rule_refuses(given, words, registered):
     with pytest.raises(ValueError, match=words):
         refuse(plan(**given), ARGUMENTS)
 
@@ -194,9 +211,23 @@ def test_each_rule_refuses(given, words):
         {"training": {"compile": True}},
         {"teacher_cache": "disk", "training": {"device": "0,1"}},
         {"training": {"device": "0,1"}},
+        {"training": {"device": "0,1"}, "feature_method": "registered here", "module": "my_trainers"},
+        {"feature_method": "registered here"},
+        {"training": {"compile": "reduce-overhead"}, "teacher_compile": "reduce-overhead"},
+        {"training": {"compile": "reduce-overhead"}, "teacher_compile": True, "teacher_overlap": True},
     ],
 )
-def test_each_rule_lets_pass(given):
+def test_each_rule_lets_pass(given, registered):
+    refuse(plan(**given), ARGUMENTS)
+
+
+def test_no_process_knows_what_a_program_has_registered(registered, monkeypatch):
+    """Also if the trainer's class is of the program itself; processes that run the program do know."""
+    monkeypatch.setattr(registered, "__module__", "__main__")
+    given = {"training": {"device": "0,1"}, "feature_method": "registered here", "module": "__main__"}
+    with pytest.raises(ValueError, match="registered in '__main__', is not known"):
+        refuse(plan(**given), ARGUMENTS)
+    monkeypatch.setattr("ultralytics.engine.distillation.rules.RANK", 0)
     refuse(plan(**given), ARGUMENTS)
 
 

@@ -45,6 +45,18 @@ def test_nothing_is_there_at_first(where):
     assert not found.any()
 
 
+def test_a_gpu_copies_from_memory_that_is_pinned(monkeypatch):
+    asked, empty = [], torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, pin_memory=False, **given: asked.append(pin_memory) or empty(*size, **given)
+    )
+    for pinned in (True, False):
+        cache = TeacherCache(2, 1, [((3,), torch.float16), ((2, 2), torch.float16)], pinned=pinned)
+        cache.write([0], [0], [torch.ones(1, 3).half(), torch.ones(1, 2, 2).half()])
+        assert [x.sum().item() for x in cache.read([0], [0])[1]] == [3, 4]
+    assert asked[-4:] == [True, True, False, False]
+
+
 def test_what_is_not_finite_is_not_kept(where):
     cache, tensors = TeacherCache(4, 1, KINDS, where), batch(3)
     tensors[0][1, 2] = torch.nan

@@ -5,9 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
-from teachers import exported
+import torchvision
+from teachers import exported, seen
 from torch._inductor.utils import run_and_get_code
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.nn.distillation.classifier import ClassificationTeacher as Teacher
 from ultralytics.nn.distillation.classifier import TeacherEnsemble
 from ultralytics.nn.tasks import load_checkpoint
@@ -145,6 +148,75 @@ def test_is_frozen_and_fused(teacher):
     assert not any(p.requires_grad for p in frozen.model.parameters())
     assert not any(m.training for m in frozen.model.modules())
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.model.modules())
+
+
+class Casts(TorchDispatchMode):
+    """Counts the tensors that are brought to another type."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        found = operator(*args, **(kwargs or {}))
+        self.count += operator.overloadpacket is torch.ops.aten._to_copy and found.dtype != args[0].dtype
+        return found
+
+
+class Cosine(torch.nn.Module):
+    """Computes with the weights of its layer before autocast has cast them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.linear = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.stem(x).mean((2, 3)) @ torch.nn.functional.normalize(self.linear.weight).T
+
+
+@pytest.mark.parametrize("kind", ["yolo", "resnet", "vit", "cosine"])
+def test_under_autocast_weights_are_cast_once(kind, teacher):
+    """What it says stays the same bit for bit; so does a network that computes with its weights as they are."""
+    makers = {
+        "resnet": lambda: seen(timm.create_model("resnet18", num_classes=3)),
+        "vit": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32).eval(),
+        "cosine": Cosine,
+    }
+    frozen = Teacher(makers[kind]() if kind in makers else teacher)
+    frozen.vet(32, 3)
+    frozen.levels = list(frozen.find_levels(32, 3).values())[-1:]
+    images, precision = torch.rand(4, 3, 32, 32), torch.autocast("cpu", torch.bfloat16)
+    alone = frozen(images)[0]
+    with precision, Casts() as before:
+        expected, maps = frozen(images)
+    with precision:
+        frozen.cast(images[:2])
+    with precision, Casts() as after:
+        answer, features = frozen(images)
+    assert torch.equal(answer, expected)
+    assert all(torch.equal(a, b) for a, b in zip(features, maps, strict=True))
+    assert torch.equal(frozen(images)[0], alone)
+    assert after.count == before.count if kind == "cosine" else after.count < before.count / 2
+    frozen.to(torch.device("cpu"))
+    with precision:
+        assert torch.equal(frozen(images)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "kind", "expected"),
+    [
+        ("cpu", 64, "ultralytics", False),
+        ("cpu", 96, "ultralytics", True),
+        ("cpu", 96, "other", False),  # not measured
+        ("cuda", 32, "ultralytics", True),
+        ("cuda", 32, "other", True),
+        ("cuda", 32, "without", False),
+        ("mps", 96, "ultralytics", False),
+    ],
+)
+def test_which_networks_get_channels_last(device, side, kind, expected, teacher):
+    others = {"other": seen(torchvision.models.resnet18(num_classes=3)), "without": Answer(scores, ["a", "b", "c"])}
+    frozen = Teacher(others.get(kind, teacher))
+    frozen._side = side
+    assert frozen.prefers_channels_last(torch.device(device)) == expected
 
 
 @pytest.mark.parametrize(("imgsz", "expected"), [(64, False), (96, True)])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.distillation import GradientBalance, scheduled_share, scheduled_temperature
 
 
@@ -61,6 +62,22 @@ def test_balance_measures_smooths_and_waits():
     resumed.load_state_dict(kept)
     assert resumed(losses(2), x)["other"].item() == pytest.approx(1 / 4)
     assert x.grad is None
+
+
+def test_factors_are_computed_once_in_a_step():
+    class Counting(TorchDispatchMode):
+        operators = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            self.operators += operator.overloadpacket is torch.ops.aten.where
+            return operator(*args, **(kwargs or {}))
+
+    x, balance = torch.ones(4, requires_grad=True), GradientBalance()
+    losses = {name: x.sum() for name in ("label", "response", "feature", "attention")}
+    balance(losses, x)
+    with Counting() as counting:
+        balance(losses, x)
+    assert counting.operators == 2 * len(losses)
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])

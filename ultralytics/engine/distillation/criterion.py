@@ -29,13 +29,19 @@ class Lesson:
         known (Tensor | None): Indices of the images that show a class that the teacher knows, if it does not know all.
         unknown (Tensor | None): Indices of the objects of classes that the teacher does not know, if it does not know
             all.
-        answer (Callable | None): Gives the teacher's answer, as often as it is called; None where it is silent.
+        answer (Callable | None): Gives the teacher's answer, as often as it is called; None where it is silent, and
+            after it was taken.
     """
 
     targets: dict[str, Tensor] = field(default_factory=dict)
     known: Tensor | None = None
     unknown: Tensor | None = None
     answer: Callable[[], Answer] | None = None
+
+    def take(self) -> Answer:
+        """Return the teacher's answer, and let go of it: its maps are not to live through the backward pass."""
+        answer, self.answer = self.answer, None
+        return answer()
 
 
 @dataclass
@@ -85,6 +91,7 @@ class DistillationCriterion(StudentCriterion):
         labelled (bool): Whether the labels mean anything.
         shared (Callable): Gives the tensors of the student's predictions that all losses come from, the first first.
         balance (GradientBalance | None): Measures their factors, 1 without.
+        static (bool): Whether every step has to have a gradient for the same weights, as DDP with `static_graph` asks.
     """
 
     alpha: float
@@ -95,6 +102,7 @@ class DistillationCriterion(StudentCriterion):
     labelled: bool = True
     shared: Callable[[Any], list[Tensor]] = tree_leaves
     balance: GradientBalance | None = None
+    static: bool = False
 
     def total(self, predictions: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted total as it is, and the items."""
@@ -102,11 +110,13 @@ class DistillationCriterion(StudentCriterion):
         if not self.labelled:
             own, items = torch.zeros_like(own), {k: torch.zeros_like(v) for k, v in items.items()}
         features = self.taps.take()
-        answer = batch[LESSON].answer
-        if answer is None:  # silent; a teacher that is still to begin leaves training plain, in the full weight
+        lesson = batch[LESSON]
+        if lesson.answer is None:  # silent; a teacher that is still to begin leaves training plain, in the full weight
             weight = 1.0 if self.alpha else self.beta
+            if self.static:
+                own = own + 0 * sum(parameter.sum() for parameter in self.loss.parameters())
             return weight * own, {**items, **dict.fromkeys(self.loss.weights, own.new_zeros(()))}
-        losses = self.compare(self.loss, predictions, features, answer(), batch)
+        losses = self.compare(self.loss, predictions, features, lesson.take(), batch)
         items = {**items, **{name: loss.detach() for name, loss in losses.items()}}
         scale = self.scale(batch)
         terms = {OWN: own.sum(), **(losses if scale == 1 else {k: scale * loss for k, loss in losses.items()})}

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,6 +28,7 @@ from ultralytics.nn.distillation.cache import CachedTeacher
 from ultralytics.nn.distillation.overlap import Answer, choose_overlap
 from ultralytics.nn.distillation.sources.base import without_folders
 from ultralytics.nn.distillation.taps import FeatureTaps
+from ultralytics.nn.distillation.teacher import random_images
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.distillation import (
     GradientBalance,
@@ -35,7 +38,14 @@ from ultralytics.utils.distillation import (
 from ultralytics.utils.distillation.weighting import weigh
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-__all__ = ("Distiller",)
+__all__ = ("Distiller", "return_memory")
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it for later, as glibc does."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Distiller(Undistilled):
@@ -65,7 +75,11 @@ class Distiller(Undistilled):
         args = plan.args
         self.teacher, self.device = plan.teacher, device
         self.overlap = choose_overlap(
-            args.teacher_overlap, device, bool(plan.training.compile or args.teacher_compile), bool(args.teacher_cache)
+            args.teacher_overlap,
+            device,
+            compiled=bool(plan.training.compile or args.teacher_compile),
+            cached=bool(args.teacher_cache),
+            on_host=plan.teacher.answers_on_host,
         )
         with torch.random.fork_rng(devices=[]):  # the student's random stream stays that of plain training
             self.loss = task.build_loss(plan)
@@ -75,7 +89,8 @@ class Distiller(Undistilled):
         self.taps: FeatureTaps | None = None
         self.share = 1.0
         self.silent = False
-        self._last_answer: Callable[[], Answer] | None = None  # to the last batch
+        self._last_batch: dict[str, Any] | None = None  # about which the teacher was asked
+        self._precision: AbstractContextManager = nullcontext()  # of the training
 
     def adapt(self, student: nn.Module, stored: nn.Module | None) -> None:
         """Give the student the adapters as a child module.
@@ -162,10 +177,15 @@ class Distiller(Undistilled):
             scale=self.task.scale,
             labelled=self.plan.labelled,
             balance=self.balance,
+            static=bool(self.plan.training.compile) and dist.is_initialized(),
         )
 
     def begin_training(self, dataset: Dataset, batch: int, precision: AbstractContextManager, amp: bool) -> None:
-        """Open the cache of answers."""
+        """Bring the teacher to the training's precision, and open the cache of answers."""
+        images = random_images(2, self.plan.data["channels"], self.plan.imgsz, self.plan.imgsz)
+        self._precision = precision
+        with precision:
+            self.teacher.cast(images.to(self.device))
         if self.plan.args.teacher_cache:
             self.cached = open_cache(self.task, self.plan, dataset, batch, self.device, precision, amp)
 
@@ -192,7 +212,7 @@ class Distiller(Undistilled):
     def ask(self, lesson: Lesson, batch: dict[str, Any]) -> Lesson:
         """Let a batch carry the teacher's answer, unless the teacher is silent or training has not begun."""
         if self.taps is not None and not self.silent:
-            lesson.answer = self._last_answer = self.answer_to(batch)
+            lesson.answer, self._last_batch = self.answer_to(batch), batch
         return lesson
 
     def answer_to(self, batch: dict[str, Any]) -> Callable[[], Answer]:
@@ -206,14 +226,15 @@ class Distiller(Undistilled):
 
     def cause(self, name: str) -> bool:
         """Tell whether it was the teacher's answer that made a loss NaN or infinite."""
-        if self._last_answer is None or name not in self.weights:
+        if self._last_batch is None or name not in self.weights:
             return False
-        said = [x for x in tree_leaves(self._last_answer()) if isinstance(x, Tensor)]
+        with self._precision:  # asked again, as its answer was not kept
+            said = [x for x in tree_leaves(self.answer_to(self._last_batch)()) if isinstance(x, Tensor)]
         return not all(x.isfinite().all() for x in said)
 
     def clear(self) -> None:
         """Let go of a step that failed, its graph and its answer."""
-        self._last_answer = None
+        self._last_batch = None
         if self.taps is not None:
             self.taps.clear()
 
@@ -242,6 +263,7 @@ class Distiller(Undistilled):
         if self.cached is not None:
             log([self.cached.report])
         self._place(average)
+        self.teacher.compile(False, ())  # what is asked from now on comes in another precision, or another number
         self._schedule(epoch, epochs)
         if state is not None:
             self.load_state_dict(state)

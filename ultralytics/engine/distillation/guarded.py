@@ -46,6 +46,19 @@ class _StepGuard(torch.amp.GradScaler):
         """Ignore the scale of another precision."""
 
 
+def _scales(device: torch.device) -> bool:
+    """Tell whether PyTorch's GradScaler can look at gradients on a device."""
+    parameter = torch.nn.Parameter(torch.zeros(1, device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    guard = _StepGuard(device.type)
+    try:
+        guard.scale(parameter.detach())
+        guard.unscale_(torch.optim.SGD([parameter]))
+    except (NotImplementedError, RuntimeError, AssertionError):
+        return False
+    return True
+
+
 class GuardedTrainer(ResumableTrainer):
     """A trainer that skips a batch whose loss, or whose gradient, is not finite.
 
@@ -60,6 +73,7 @@ class GuardedTrainer(ResumableTrainer):
     def __init__(self, *args, **kwargs):
         self.skipped: Counter[str] = Counter()
         self._batches = 0
+        self._guards = False  # where steps cannot be skipped, upstream recovers from NaN in its own way
         self._pending = False  # a batch that was not looked at yet
         self._statistics: list[Tensor] = []  # of the student's BatchNorm layers
         self._kept_statistics: list[Tensor] = []  # the same before the batch
@@ -70,7 +84,8 @@ class GuardedTrainer(ResumableTrainer):
     def _setup_train(self) -> None:
         """Prepare training, then guard its steps, and note the statistics that a bad batch would spoil."""
         super()._setup_train()
-        if not self.scaler.is_enabled() and self.device.type in {"cpu", "cuda", "xpu"}:
+        self._guards = self.scaler.is_enabled() or _scales(self.device)
+        if self._guards and not self.scaler.is_enabled():
             self.scaler = _StepGuard(self.device.type)
         self._statistics = [b for b in unwrap_model(self.model).buffers() if b.is_floating_point()]
         self._kept_statistics = [b.clone() for b in self._statistics]
@@ -82,12 +97,12 @@ class GuardedTrainer(ResumableTrainer):
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Note that a batch has to be looked at."""
-        self._pending = True
+        self._pending = self._guards
         return super().preprocess_batch(batch)
 
     def run_callbacks(self, event: str) -> None:
         """Look at each batch before anyone else learns of it."""
-        if event == "on_train_batch_start" and self._means is None:
+        if event == "on_train_batch_start" and self._guards and self._means is None:
             self.tloss = None  # upstream's running mean would begin with what was skipped
         elif event in {"on_train_batch_end", "on_train_epoch_end"} and self._pending:
             self._pending = False

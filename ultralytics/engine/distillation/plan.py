@@ -47,6 +47,7 @@ class Plan:
         training (Namespace): Upstream's training arguments; upstream goes on to complete them.
         resumed (bool): Whether the run was begun before.
         defaults (Mapping[str, Any]): Distillation arguments whose defaults are others for the task.
+        trainer_module (str): Name of the module of the trainer's class, which every process of a run imports.
         teacher (Teachers | SelfTeacher): The teacher.
         data (dict[str, Any]): Upstream's description of the dataset, with the classes that the student learns.
         imgsz (int): Side of the images in pixels, as upstream will round it.
@@ -60,6 +61,7 @@ class Plan:
     training: Namespace
     resumed: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    trainer_module: str = ""
     teacher: Teachers | SelfTeacher | None = None
     data: dict[str, Any] = field(default_factory=dict)
     imgsz: int = 0

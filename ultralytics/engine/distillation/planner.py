@@ -58,6 +58,7 @@ def make_plan(
     given: Collection[str],
     training: Namespace,
     resumed: bool,
+    trainer_module: str,
     read_dataset: Callable[[], dict[str, Any]],
     build_student: Callable[[dict[str, Any]], nn.Module],
 ) -> Plan:
@@ -69,6 +70,7 @@ def make_plan(
         given (Collection[str]): Which of them the user gave this time.
         training (Namespace): Upstream's training arguments.
         resumed (bool): Whether the run was begun before.
+        trainer_module (str): Name of the module of the trainer's class.
         read_dataset (Callable): Gives upstream's description of the dataset.
         build_student (Callable): Gives a student of the architecture that will be trained, for such a description.
 
@@ -83,7 +85,7 @@ def make_plan(
         OSError: If `teacher_cache=disk` has nowhere to write.
     """
     args = DistillationArgs(**{**task.defaults, **arguments})
-    plan = Plan(args, frozenset(given), training, resumed, task.defaults)
+    plan = Plan(args, frozenset(given), training, resumed, task.defaults, trainer_module)
     refuse(plan, (*ARGUMENTS, *task.refusals))
     _check_losses(task, plan)
     if plan.args.teacher_cache and not task.views_repeat:

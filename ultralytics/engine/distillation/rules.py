@@ -15,6 +15,7 @@ from ultralytics.cfg import TASK2DATA, get_save_dir
 from ultralytics.cfg.distillation import as_list
 from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
 from ultralytics.engine.distillation.plan import Plan
+from ultralytics.nn.distillation.teacher import CUDA_GRAPH_MODES
 from ultralytics.utils import RANK
 from ultralytics.utils.distillation.registry import choose
 
@@ -96,6 +97,33 @@ def _network_reaches_no_process(plan: Plan) -> Exception | None:
     )
 
 
+def _method_reaches_no_process(plan: Plan) -> Exception | None:
+    if RANK != -1 or "," not in str(plan.training.device):
+        return None
+    chosen = {"response_method": plan.args.response_distill, "feature_method": plan.args.uses_feature_method}
+    for argument in (argument for argument, on in chosen.items() if on):
+        for choice in choose(argument, getattr(plan.args, argument)):
+            module = choice.method.function.__module__
+            elsewhere = not module.startswith("ultralytics.") and plan.trainer_module.startswith("ultralytics.")
+            if module == "__main__" or elsewhere:
+                return ValueError(
+                    f"'device={plan.training.device}' starts a process per device, in which '{argument}="
+                    f"{choice.method.name}', registered in '{module}', is not known. Register it in a file with a "
+                    f"trainer of your own, a subclass, and start that one; or train on one device."
+                )
+    return None
+
+
+def _graphs_share_memory(plan: Plan) -> Exception | None:
+    modes = plan.training.compile, plan.args.teacher_compile
+    if not (plan.args.teacher_overlap and all(mode in CUDA_GRAPH_MODES for mode in modes)):
+        return None
+    return ValueError(
+        f"'teacher_overlap=True' would replay the CUDA graphs of 'compile={modes[0]}' and 'teacher_compile={modes[1]}' "
+        f"at the same time, which share their memory. Leave it out, or set one of these to True."
+    )
+
+
 ARGUMENTS: tuple[Refusal, ...] = (
     _no_dataset,
     _teacher_is_always_silent,
@@ -104,6 +132,8 @@ ARGUMENTS: tuple[Refusal, ...] = (
     _compiling_hides_gradients,
     _memory_is_not_shared,
     _network_reaches_no_process,
+    _method_reaches_no_process,
+    _graphs_share_memory,
 )
 
 

@@ -19,7 +19,7 @@ from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.data.distillation.views import RepeatableViews, random_stream
 from ultralytics.data.distillation.wrapped import alike, naming_unreadable, spaced
 from ultralytics.engine.distillation.criterion import LESSON
-from ultralytics.engine.distillation.distiller import Distiller
+from ultralytics.engine.distillation.distiller import Distiller, return_memory
 from ultralytics.engine.distillation.guarded import GuardedTrainer
 from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log, tell
 from ultralytics.engine.distillation.planner import make_plan, resumed_arguments
@@ -124,8 +124,9 @@ class DistillationTrainer(GuardedTrainer):
             except ValueError:
                 sweep(Path(self.args.resume).parent)
                 raise
+        module, resumed = type(self).__module__, bool(self.resume)
         self.plan = make_plan(
-            self.task, arguments, given, self.args, bool(self.resume), self._read_dataset, self._build_student
+            self.task, arguments, given, self.args, resumed, module, self._read_dataset, self._build_student
         )
         self.distiller = Undistilled(self.task, self.plan)  # until the student is there
         recorded = {key: getattr(self.plan.args, key) for key in DISTILLATION_KEYS}
@@ -238,6 +239,7 @@ class DistillationTrainer(GuardedTrainer):
             with random_stream(0):  # which reading an image draws from
                 trained = self.ema.ema if self._trained_before and not self.resume else None
                 self.distiller.judge(self.test_loader.dataset, min(self.batch_size, 64), trained)
+        return_memory()  # of opening, fitting and judging, or training would need its own beside it
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
         """Build the student, and know whether it begins with weights of an earlier training."""
@@ -287,7 +289,7 @@ class DistillationTrainer(GuardedTrainer):
         self.distiller.begin_epoch(unwrap_model(self.model), self.epoch, self.epochs, loader.batch_size)
         if isinstance(loader.dataset, RepeatableViews):
             loader.dataset.epoch.fill_(self.epoch)
-            if loader.num_workers:  # they have drawn ahead, in the views of the epoch before
+            if loader.num_workers and loader.dataset.views > 1:  # they have drawn ahead, in the last epoch's views
                 if RANK != -1:
                     loader.sampler.set_epoch(self.epoch)
                 loader.reset()

@@ -77,7 +77,7 @@ class Undistilled:
         return StudentCriterion(self._own, self.plan.args.distill_beta)
 
     def begin_training(self, dataset: Dataset, batch: int, precision: AbstractContextManager, amp: bool) -> None:
-        """Open what a run keeps, once its data are there, see `answers.open_cache`."""
+        """Prepare for training in a precision, and open what a run keeps, see `answers.open_cache`."""
 
     def begin_epoch(self, student: nn.Module, epoch: int, epochs: int, batch: int) -> None:
         """Put an epoch's weight and temperature in force.

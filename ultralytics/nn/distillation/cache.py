@@ -49,6 +49,7 @@ class TeacherCache:
         views: int,
         kinds: Sequence[tuple[tuple[int, ...], torch.dtype]],
         file: Path | None = None,
+        pinned: bool = False,
     ):
         """Open or make a cache.
 
@@ -57,12 +58,13 @@ class TeacherCache:
             views (int): Views of each.
             kinds (Sequence[tuple[tuple[int, ...], torch.dtype]]): Shape and dtype of each tensor of a record.
             file (Path, optional): File to map; None for memory.
+            pinned (bool): Read into memory that a GPU copies from while the host goes on.
 
         Raises:
             OSError: If the file cannot be written, or the disk has no room for it.
             MemoryError: If the memory has no room.
         """
-        self.views, self.kinds = views, list(kinds)
+        self.views, self.kinds, self.pinned = views, list(kinds), pinned
         self.hits = self.misses = 0
         self._bytes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.kinds]
         self._payload = sum(self._bytes)
@@ -100,7 +102,11 @@ class TeacherCache:
         self.misses += len(found) - int(found.sum())
         pieces = torch.from_numpy(records[:, : self._payload]).split(self._bytes, 1)
         return found, [
-            x.clone(memory_format=torch.contiguous_format).flatten().view(dtype).reshape(len(found), *shape)
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=self.pinned)
+            .copy_(x)
+            .flatten()
+            .view(dtype)
+            .reshape(len(found), *shape)
             for x, (shape, dtype) in zip(pieces, self.kinds, strict=True)
         ]
 
@@ -174,7 +180,7 @@ class CachedTeacher:
         start = time.perf_counter()
         kinds = [(tuple(x.shape[1:]), x.dtype) for x in self._encode(*teacher(example))]
         self._each = (time.perf_counter() - start) / len(example)  # seconds; of a second pass, as the first is slow
-        self.cache = TeacherCache(images, views, kinds, file)
+        self.cache = TeacherCache(images, views, kinds, file, pinned=example.is_cuda)
 
     def __call__(self, images: Tensor, index: Tensor | Sequence[int], view: Tensor | Sequence[int]) -> Answer:
         """Answer a batch of images.

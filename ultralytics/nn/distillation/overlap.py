@@ -71,7 +71,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_overlap(wanted: bool | None, device: torch.device, compiled: bool, cached: bool) -> Overlap:
+def choose_overlap(
+    wanted: bool | None, device: torch.device, compiled: bool, cached: bool, on_host: bool = False
+) -> Overlap:
     """Return where a teacher answers.
 
     Args:
@@ -79,13 +81,15 @@ def choose_overlap(wanted: bool | None, device: torch.device, compiled: bool, ca
         device (torch.device): Where both networks are.
         compiled (bool): Whether one of them is compiled.
         cached (bool): Whether answers are kept.
+        on_host (bool): Whether the teacher takes images from the host and gives answers there, wherever it computes.
 
     Returns:
         (Overlap): Called with what asks the teacher, and images; gives a function that gives the answer.
     """
+    waits = "with 'teacher_cache' on CUDA" if cached else "with an ONNX teacher on CUDA" if on_host else None
     obstacle = {
         "cpu": "where a network is compiled on a CPU" if compiled else None,  # tracing reaches into other threads
-        "cuda": "with 'teacher_cache' on CUDA" if cached else None,  # the host waits to read it
+        "cuda": waits,  # the host, so nothing is left to compute beside it
     }.get(device.type, f"on '{device.type}'")
     if obstacle:
         if wanted:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.sources import Expected, Source, open_source
@@ -25,6 +25,7 @@ from ultralytics.utils.torch_utils import attempt_compile
 __all__ = ("OutputError", "Teacher", "random_images")
 
 CUDA_GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of torch.compile
+CAST = {nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear}  # whose weights autocast casts
 CHANNELS_LAST = 96  # side of the images in pixels from which that memory format is faster on a CPU
 PIXELS_AT_ONCE = 1 << 20  # on a CPU; their maps are tens of MB, and larger ones the system has to find anew each time
 
@@ -122,6 +123,8 @@ class Teacher:
         )
         self._normalizes = bool(self._mean.any() or (self._std != 1).any())  # asking a CUDA tensor would synchronise
         self._side = 0  # of the images it sees, once that is known
+        self._fixed = not is_open  # one that was open may be the student's average
+        self._cast: tuple[torch.dtype, nn.Module] | None = None  # what answers under autocast
         self._compiled: nn.Module | None = None
         self._compiled_shape: tuple[int, ...] = ()
         self._in_graphs = False  # whether the compiled network answers in memory that its next call overwrites
@@ -208,23 +211,57 @@ class Teacher:
         return None
 
     def to(self, device: torch.device) -> Teacher:
-        """Move the network to a device, an Ultralytics one in the memory format that is fastest there."""
+        """Move the network to a device, in the memory format that is fastest there."""
         self.model.to(device)
-        least = {"cpu": CHANNELS_LAST, "cuda": 1}.get(device.type, math.inf)
-        if self._side >= least and not WINDOWS and isinstance(self.model, BaseModel):
+        self._cast = None
+        if self.prefers_channels_last(device):
             self.model.to(memory_format=torch.channels_last)
         self.pixels_at_once = PIXELS_AT_ONCE if device.type == "cpu" and self.has_features else math.inf
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
+    def prefers_channels_last(self, device: torch.device) -> bool:
+        """Tell whether its convolutions are faster with channels last on a device, on a CPU those of Ultralytics'."""
+        if WINDOWS or device.type not in {"cpu", "cuda"}:
+            return False
+        if device.type == "cuda":
+            return any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        return self._side >= CHANNELS_LAST and isinstance(self.model, BaseModel)
+
+    @torch.no_grad()
+    def cast(self, images: Tensor) -> None:
+        """Keep weights in the type that autocast is in force with, as it casts those without gradients in every call.
+
+        What the network says stays the same bit for bit; one of which that is not so stays as it is.
+
+        Args:
+            images (Tensor): Some, (B, channels, H, W), to compare by.
+        """
+        kind = images.device.type
+        if not (self._fixed and self.has_features and torch.is_autocast_enabled(kind)):
+            return
+        cast = cast_weights(self.model, torch.get_autocast_dtype(kind))
+        said = (tree_leaves(network(images)) for network in (self.model, cast))
+        if all(torch.equal(a, b) for a, b in zip(*said, strict=True)):
+            self._cast = torch.get_autocast_dtype(kind), cast
+
+    def _network(self, kind: str) -> nn.Module:
+        """Return what answers on a kind of device in the precision in force."""
+        if self._cast and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == self._cast[0]:
+            return self._cast[1]
+        return self.model
+
     def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
         """Compile the network for batches of one shape; those of another are answered by the network as it is.
 
         Args:
-            mode (bool | str): Mode of `torch.compile`, True for its default one.
+            mode (bool | str): Mode of `torch.compile`, True for its default one; False to be as it is again.
             shape (Sequence[int]): Shape of the images, (B, channels, H, W), before they are resized.
         """
         if self._compiled_shape == tuple(shape):
+            return
+        if not mode:
+            self._compiled, self._compiled_shape = None, ()
             return
         module = _WithFeatures(self.model, self.levels)
         self._compiled = attempt_compile(module, next(self.model.parameters()).device, mode=mode)
@@ -267,15 +304,27 @@ class Teacher:
                 output, features = tree_map_only(Tensor, Tensor.clone, (output, features))
         else:
             # Hooks only for this call: the network may be the student's EMA, which is copied and saved
-            taps = FeatureTaps(self.model, self.levels, stop=not head)
+            network = self._network(images.device.type)
+            taps = FeatureTaps(network, self.levels, stop=not head)
             try:
-                output = self.model(images)
+                output = network(images)
                 features = taps.take()
             except FeatureTaps.Complete:
                 features = taps.take()
             finally:
                 taps.remove()
         return self.read(output) if head else images.new_zeros(len(images), 0), features
+
+
+def cast_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a network with weights of its convolutions and linear layers in another type, that shares all others."""
+    shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
+    cast = copy.deepcopy(network, shared)
+    for module in cast.modules():
+        if type(module) in CAST:  # no subclass, which may compute with its weights first
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+    return cast
 
 
 class _WithFeatures(nn.Module):

@@ -98,6 +98,16 @@ class Teachers:
         self.known_classes = None if self.known_classes is None else self.known_classes.to(device)
         return self
 
+    def cast(self, images: Tensor) -> None:
+        """Keep every member's weights in the type that autocast is in force with, see `Teacher.cast`."""
+        for member in self.members:
+            member.cast(images)
+
+    @property
+    def answers_on_host(self) -> bool:
+        """Whether a member takes images from the host and gives answers there, wherever it computes."""
+        return any(getattr(member.model, "answers_on_host", False) for member in self.members)
+
     def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
         """Compile every member but exported files, see `Teacher.compile`."""
         for member in self.members:
@@ -127,6 +137,7 @@ class SelfTeacher:
         members (Sequence[Teacher]): None, as there is no network of its own.
         content_hash (None): What it says changes with every step.
         follows_student (bool): Whether it is the student's average.
+        answers_on_host (bool): No, as it computes where the student does.
         classes (list[int] | None): The dataset's classes that it knows, all of them; None before `align`.
         known_classes (None): Set where a teacher knows some of the classes only.
         levels (Sequence[FeatureLevel]): The feature maps to return.
@@ -134,6 +145,7 @@ class SelfTeacher:
     """
 
     source, members, content_hash, known_classes, follows_student = "self", (), None, None, True
+    answers_on_host = False
 
     def __init__(self, teacher_class: type[Teacher]):
         """Begin without a network, see `follow`."""
@@ -161,6 +173,9 @@ class SelfTeacher:
 
     def head(self, level: FeatureLevel) -> None:
         """Return none, as it changes with every step."""
+
+    def cast(self, images: Tensor) -> None:
+        """Stay as it is, as its weights change with every step."""
 
     def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
         """Stay as it is: the arguments refuse to compile it."""

@@ -69,6 +69,9 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x)
         ctx.count = math.prod(x.shape[d] for d in dims)
+        if len(dims) == x.ndim or x.is_contiguous(memory_format=torch.channels_last):  # or it is slow
+            norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)  # whose squares take no memory
+            return norm.square() / max(ctx.count, 1)
         return x.square().mean(dims, keepdim=True)
 
     @staticmethod
@@ -131,7 +134,7 @@ def standardize(x: Tensor) -> Tensor:
         return torch.zeros_like(x)
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
     says = variance > (variance + mean.square()) * ROUNDING**2
-    return (x - mean) * torch.where(says, variance, torch.inf).rsqrt()
+    return (x - mean).mul_(torch.where(says, variance, torch.inf).rsqrt())
 
 
 def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
@@ -164,13 +167,19 @@ def attention_loss(student_features: Sequence[Tensor], teacher_features: Sequenc
 
 @feature_method("fitnets", weight=50.0, adapter=_adapter)
 @feature_method("mse", weight=25.0, adapter=_adapter, standardize=True)
-def mse(student: Tensor, teacher: Tensor) -> Tensor:
+def mse(student: Tensor, teacher: Tensor, fresh: bool = False) -> Tensor:
     """Return the mean squared error of one level, see `feature_loss`.
 
     As `mse` to the teacher's standardized map, so that its weight, which was measured (see benchmarks), means the same
     for every teacher; as `fitnets` to the map as it is.
+
+    Args:
+        student (Tensor): Map (B, c, h, w).
+        teacher (Tensor): Map (B, c, h, w).
+        fresh (bool): Whether the student's map is nobody else's, so that it may be overwritten.
     """
-    return _MeanSquare.apply(student - teacher, (0, 1, 2, 3)).reshape(())
+    difference = student.sub_(teacher) if fresh else student - teacher
+    return _MeanSquare.apply(difference, (0, 1, 2, 3)).reshape(())
 
 
 @feature_method("attention", weight=10.0)

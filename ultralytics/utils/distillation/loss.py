@@ -215,13 +215,14 @@ class DistillationLoss(nn.Module):
                 if teacher[:, 0].numel() < LEAST:
                     values.append(student.sum() * 0)
                     continue
-            known = {"classify": self._classify[0]}
+            known: dict[str, Any] = {"classify": self._classify[0], "fresh": False}
             if term.adapters:
                 adapter = self.adapters[term.adapters[i]]
                 if "adapter" in method.context:
                     known["adapter"] = adapter
                 else:
                     student = self._adapt(adapter, student)
+                    known["fresh"] = isinstance(adapter, nn.Conv2d)
             values.append(term.choice(student, teacher, **known))
         return torch.stack(values).mean()
 

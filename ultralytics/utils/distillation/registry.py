@@ -126,7 +126,8 @@ def feature_method(
 
     The function takes a student's and a teacher's map of one level, (B, c, h, w) and (B, c', h, w), at least float32,
     and returns a scalar; the loss is its mean over levels. A parameter named `classify` gets the teacher's head, a
-    function from its last map to logits. Keyword-only parameters are hyper-parameters: a number or a bool.
+    function from its last map to logits; one named `fresh` whether the student's map was made for it alone, by an
+    adapter, so that it may be overwritten. Keyword-only parameters are hyper-parameters: a number or a bool.
 
     Args:
         name (str): Name to choose it by; a method of this name is replaced.

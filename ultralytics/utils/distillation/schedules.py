@@ -102,7 +102,8 @@ class GradientBalance:
                 smoothed = torch.where(earlier > 0, self.momentum * earlier + (1 - self.momentum) * norm, norm)
                 self.norms[name] = torch.where(norm.isfinite(), smoothed, earlier)  # a skipped batch counts for nothing
         self._steps += 1
-        return {name: self.factors[name] for name in losses}
+        factors = self.factors
+        return {name: factors[name] for name in losses}
 
     @property
     def factors(self) -> dict[str, Tensor]:

@@ -63,6 +63,13 @@ def test_upstreams_launch_and_what_is_left_of_it_after_a_stop(settings, monkeypa
     assert sorted(filter(None, noted)) == ["0 0", "0 1", "1 0", "1 1"]
 
 
+def test_a_compiled_student_trains_on_while_the_teacher_is_silent(settings):
+    """DDP then expects a gradient of the same weights in every step, the adapters' too."""
+    settings |= {"compile": True, "close_distill": 1}
+    launch("GlooCompiledTrainer", settings)
+    check(*reports(settings), settings)
+
+
 def test_processes_share_a_cache(settings, digits, tmp_path):
     """Each asks about its share of the images, once, also on two hosts; the next run about none, and is the same.
 

@@ -391,13 +391,17 @@ def test_a_thread_beside_the_student_says_the_same_bit_for_bit(given, overrides)
         ({"teacher_overlap": True}, "cuda", 2, SideStream, None),
         ({"teacher_overlap": True, "teacher_compile": True}, "cuda", 2, SideStream, None),
         ({"teacher_overlap": True, "teacher_cache": "ram"}, "cuda", 2, None, "with 'teacher_cache' on CUDA"),
+        ({"teacher_overlap": True, "on_host": True}, "cuda", 2, None, "with an ONNX teacher on CUDA"),
+        ({"on_host": True}, "cpu", 2, SideThread, None),
         ({}, "mps", 2, None, None),
         ({"teacher_overlap": True}, "mps", 2, None, "on 'mps'"),
     ],
 )
 def test_where_a_teacher_answers(given, device, cores, expected, warning, overrides, monkeypatch):
-    said = []
+    said, given = [], dict(given)
+    on_host = given.pop("on_host", False)
     trainer = DistillationClassificationTrainer(overrides={**overrides, **given})
+    trainer.teacher.first.model.answers_on_host = on_host
     monkeypatch.setattr("ultralytics.nn.distillation.overlap.usable_cores", lambda: cores)
     monkeypatch.setattr("torch.cuda.Stream", lambda device: None)
     monkeypatch.setattr(LOGGER, "warning", said.append)
@@ -417,8 +421,8 @@ def test_a_teacher_is_asked_before_the_student_and_waited_for_after_it(overrides
     assert order == ["ask", "student", "wait", "losses"]
 
 
-def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch):
-    """Asked for by the argument, and without an effect on what is learned."""
+def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch, undrawn):
+    """Asked for by the argument, and without an effect on what is learned; not for the report, of as many images."""
     shapes = []
 
     def attempt_compile(module, device, mode):
@@ -426,7 +430,7 @@ def test_a_teacher_is_compiled_for_full_batches(overrides, monkeypatch):
         return module
 
     monkeypatch.setattr("ultralytics.nn.distillation.teacher.attempt_compile", attempt_compile)
-    compiled = train({**overrides, "teacher_compile": "reduce-overhead"})
+    compiled = train({**overrides, "teacher_compile": "reduce-overhead", "plots": True, "batch": 32})
     assert shapes == [("reduce-overhead", (32, 3, 32, 32))] * 6  # the last batch of 200 images has 8
     shapes.clear()
     assert same(weights(compiled.last), weights(train(overrides).last))

@@ -33,7 +33,10 @@ class _OnnxNetwork(nn.Module):
         file (str): Its file.
         session (onnxruntime.InferenceSession): What runs it.
         channels_last (bool): Whether it takes images (B, H, W, channels), as those of TensorFlow do.
+        answers_on_host (bool): That images and answers pass through the host's memory.
     """
+
+    answers_on_host = True
 
     def __init__(self, file: str):
         super().__init__()
