@@ -132,6 +132,8 @@ def test_evidence_is_what_was_measured():
         ("dense_few", "test summary", "test mAP50-95", 5),
         ("dense_all", "summary", "mAP50-95", 5),
         ("dense_all", "test summary", "test mAP50-95", 5),
+        ("dense_started", "summary", "mAP50-95", 3),
+        ("dense_started", "test summary", "test mAP50-95", 3),
         ("dense_segment", "summary", "mask mAP50-95", 3),
         ("dense_pose", "summary", "pose mAP50-95", 3),
         ("dense_obb", "summary", "mAP50-95", 3),
