@@ -182,7 +182,7 @@ def test_out_of_memory_halves_the_batch(where, overrides):
     class Watched(DistillationClassificationTrainer):
         def _build_train_pipeline(self):
             if self.distiller.taps is not None:
-                kept.append((list(self.distiller.taps._outputs), self.distiller._last_answer))
+                kept.append((list(self.distiller.taps._outputs), self.distiller._last_batch))
             super()._build_train_pipeline()
 
     def on_start(trainer):
