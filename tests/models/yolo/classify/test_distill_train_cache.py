@@ -188,6 +188,18 @@ def test_a_stopped_run_resumes_as_the_same_run(where, cached, tmp_path):
     assert same(weights(train({"resume": str(last)}).last), weights(whole.last))
 
 
+@pytest.mark.parametrize(("views", "resets"), [(1, 0), (3, 1)])
+def test_loader_workers_start_anew_where_views_change_alone(views, resets, cached, monkeypatch):
+    trainer, called = DistillationClassificationTrainer(overrides={**cached, "teacher_views": views}), []
+    trainer._setup_train()
+    monkeypatch.setattr(trainer.train_loader, "num_workers", 2)
+    monkeypatch.setattr(trainer.train_loader, "reset", lambda: called.append("reset"))
+    trainer.epoch = 1
+    trainer._model_train()
+    assert len(called) == resets
+    assert int(trainer.train_loader.dataset.epoch) == 1
+
+
 @pytest.mark.slow
 def test_loader_workers_show_each_epoch_its_view(cached):
     """They draw ahead, but not in the view of the epoch before."""
