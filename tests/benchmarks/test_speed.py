@@ -41,6 +41,17 @@ def test_runs(tmp_path, capsys, monkeypatch):
     assert "| 32 | 8 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_warm_cache_is_one_that_a_process_before_has_filled(monkeypatch):
+    module, trainers = sys.modules["benchmarks.memory"], []
+    run_steps = module.run_steps
+    monkeypatch.setattr(module, "run_steps", lambda trainer: trainers.append(trainer) or run_steps(trainer))
+    assert module.peak_memory({**module.SETTINGS, "batch": 8, "device": "cpu", "kind": "warm response"}, {}) > 1
+    cache = trainers[-1].distiller.cached.cache
+    assert (cache.misses, cache.hits) == (0, 120)  # three times 40 images
+    assert trainers[-1].teacher.first._model is None
+
+
 def test_the_teacher_alone_is_measured_as_the_trainer_runs_it(tmp_path, monkeypatch):
     """In its memory format; and what was given on the command line is given to plain training too."""
     made, trainers = [], {}

@@ -45,6 +45,14 @@ def test_nothing_is_there_at_first(where):
     assert not found.any()
 
 
+def test_it_is_complete_once_every_record_was_written(where):
+    cache = TeacherCache(3, 2, KINDS, where)
+    for row in range(6):
+        assert not cache.complete
+        cache.write([row // 2], [row % 2], batch(1))
+    assert cache.complete
+
+
 def test_a_gpu_copies_from_memory_that_is_pinned(monkeypatch):
     asked, empty = [], torch.empty
     monkeypatch.setattr(

@@ -91,6 +91,7 @@ class Distiller(Undistilled):
         self.silent = False
         self._last_batch: dict[str, Any] | None = None  # about which the teacher was asked
         self._precision: AbstractContextManager = nullcontext()  # of the training
+        self._let_go = False  # whether the teacher's network is gone, as all its answers are kept
 
     def adapt(self, student: nn.Module, stored: nn.Module | None) -> None:
         """Give the student the adapters as a child module.
@@ -194,7 +195,11 @@ class Distiller(Undistilled):
         args = self.plan.args
         self._schedule(epoch, epochs)
         student.criterion.alpha = args.distill_alpha * self.share
-        if args.teacher_compile:
+        if self.cached is not None and not self._let_go and self.cached.cache.complete:
+            self.teacher.release()
+            return_memory()
+            self._let_go = True
+        elif args.teacher_compile:
             self.teacher.compile(
                 args.teacher_compile, (batch, self.plan.data["channels"], self.plan.imgsz, self.plan.imgsz)
             )

@@ -26,6 +26,7 @@ __all__ = ("CachedTeacher", "TeacherCache", "cache_key")
 
 CHECKSUM = 4  # bytes of a CRC-32 behind each record
 RESERVE = 0.1  # of the machine's free memory stays free
+PIECE = 4096  # records that are looked at at a time
 FORMAT = 2  # to be raised when records change
 MOST_CLASSES, TOP = 100, 64  # with more classes than that, the logits of the top ones are kept
 
@@ -82,6 +83,12 @@ class TeacherCache:
         finally:
             os.close(descriptor)
         self._records = np.memmap(file, np.uint8, "r+", shape=(records, length))
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a record of every view of every image, as far as checksums that are not zero tell."""
+        sums = self._records[:, self._payload :]
+        return all(sums[i : i + PIECE].any(1).all() for i in range(0, len(sums), PIECE))
 
     def read(self, images: Sequence[int], views: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """Return what is known of a batch.

@@ -118,5 +118,5 @@ class ProbeableTeacher(Teacher):
     def become(self, file: str | Path, content_hash: str) -> None:
         """Be the teacher that `save` has written to a file of this SHA-256 from now on."""
         self.backbone, self.source, self.content_hash = self.backbone or self.source, str(file), content_hash
-        self.waits_for_head = False
+        self.waits_for_head, self._reopens, self._given_imgsz = False, True, None
         self.model = self.fuse(self.model)

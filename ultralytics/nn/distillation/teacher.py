@@ -7,6 +7,7 @@ import copy
 import math
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -49,7 +50,7 @@ class Teacher:
     Attributes:
         expected (Expected): What kind of network an Ultralytics checkpoint has to hold.
         source (str): The teacher as args.yaml records it, files by absolute path.
-        model (nn.Module): The network.
+        model (nn.Module): The network; opened again when it is asked for after `release`.
         names (list[str] | None): Class names by index, if known.
         channels (int | None): Input channels, if known.
         imgsz (int | None): Side of the images it sees in pixels; None for the student's.
@@ -117,6 +118,8 @@ class Teacher:
             parameter.requires_grad_(False)
         self.levels: Sequence[FeatureLevel] = ()
         self.pixels_at_once = math.inf
+        self._reopens = isinstance(source, (str, Path))
+        self._given_imgsz, self._device = imgsz, torch.device("cpu")
         self._mean, self._std = (
             torch.tensor(own if given is None else given, dtype=torch.float32).reshape(1, -1, 1, 1)
             for given, own in ((mean, opened.mean), (std, opened.std))
@@ -128,6 +131,29 @@ class Teacher:
         self._compiled: nn.Module | None = None
         self._compiled_shape: tuple[int, ...] = ()
         self._in_graphs = False  # whether the compiled network answers in memory that its next call overwrites
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        if self._model is None:
+            opened = open_source(self.source, self._given_imgsz, self.trusted, self.expected)
+            if opened.content_hash != self.content_hash:
+                raise ValueError(
+                    f"'teacher={self.source}' has changed while it taught: its SHA-256 is {opened.content_hash}, and "
+                    f"was {self.content_hash}. Put the former file back, and go on with 'resume'."
+                )
+            self._model = self.fuse(opened.network.eval()).requires_grad_(False)
+            self.to(self._device)
+        return self._model
+
+    @model.setter
+    def model(self, network: nn.Module) -> None:
+        self._model: nn.Module | None = network
+
+    def release(self) -> None:
+        """Let the network go, if it came from a file, until it is asked for again."""
+        if self._reopens and self.has_features and self._compiled is None:
+            self._model = self._cast = None
 
     @property
     def title(self) -> str:
@@ -213,7 +239,7 @@ class Teacher:
     def to(self, device: torch.device) -> Teacher:
         """Move the network to a device, in the memory format that is fastest there."""
         self.model.to(device)
-        self._cast = None
+        self._cast, self._device = None, device
         if self.prefers_channels_last(device):
             self.model.to(memory_format=torch.channels_last)
         self.pixels_at_once = PIXELS_AT_ONCE if device.type == "cpu" and self.has_features else math.inf

@@ -103,6 +103,11 @@ class Teachers:
         for member in self.members:
             member.cast(images)
 
+    def release(self) -> None:
+        """Let the networks go until they are asked again, see `Teacher.release`."""
+        for member in self.members:
+            member.release()
+
     @property
     def answers_on_host(self) -> bool:
         """Whether a member takes images from the host and gives answers there, wherever it computes."""

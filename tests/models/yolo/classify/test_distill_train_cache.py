@@ -14,6 +14,7 @@ from ultralytics.data import ClassificationDataset
 from ultralytics.data.distillation.views import RepeatableViews
 from ultralytics.engine.distillation.criterion import LESSON
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.nn.distillation.classifier import ClassificationTeacher
 from ultralytics.utils import LOGGER
 
 
@@ -44,7 +45,7 @@ class Uncached(DistillationClassificationTrainer):
         cached.cache.read = None
 
         class Direct:
-            report = ""
+            cache, report = cached.cache, ""
 
             def __call__(self, images, index, view):
                 return cached.teacher(images)
@@ -187,6 +188,18 @@ def test_a_stopped_run_resumes_as_the_same_run(where, cached, tmp_path):
     assert same(weights(train({"resume": str(last)}).last), weights(whole.last))
 
 
+@pytest.mark.parametrize(("views", "resets"), [(1, 0), (3, 1)])
+def test_loader_workers_start_anew_where_views_change_alone(views, resets, cached, monkeypatch):
+    trainer, called = DistillationClassificationTrainer(overrides={**cached, "teacher_views": views}), []
+    trainer._setup_train()
+    monkeypatch.setattr(trainer.train_loader, "num_workers", 2)
+    monkeypatch.setattr(trainer.train_loader, "reset", lambda: called.append("reset"))
+    trainer.epoch = 1
+    trainer._model_train()
+    assert len(called) == resets
+    assert int(trainer.train_loader.dataset.epoch) == 1
+
+
 @pytest.mark.slow
 def test_loader_workers_show_each_epoch_its_view(cached):
     """They draw ahead, but not in the view of the epoch before."""
@@ -220,6 +233,45 @@ def test_a_subclass_builds_a_dataset_of_its_own(cached):
     assert trainer.asked == 80
     assert isinstance(trainer.train_loader.dataset, RepeatableViews)
     assert trainer.train_loader.dataset[0]["img"].max() > 1  # not divided by 255
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_teacher_whose_answers_are_all_kept_is_let_go_until_one_is_missing(damaged, cached, undrawn):
+    """And opened again for the report."""
+    there = []
+
+    def on_epoch(trainer):
+        there.append(trainer.teacher.first._model is not None)
+
+    settings = {**cached, "teacher_views": 2, "epochs": 3, "plots": True}
+    cold = train(settings, on_train_epoch_end=on_epoch)
+    assert there == [True, True, False]
+    if damaged:
+        (file,) = files(cached)
+        content = bytearray(file.read_bytes())
+        content[100] ^= 1  # of the first record; its sum stays
+        file.write_bytes(content)
+    there.clear()
+    warm = train(settings, on_train_epoch_end=on_epoch)
+    assert there == 3 * [damaged]
+    assert warm.distiller.cached.cache.misses == damaged
+    assert (warm.save_dir / "distillation.html").exists()
+    assert same(weights(warm.last), weights(cold.last)) or damaged
+
+
+def test_a_teacher_that_changed_while_it_was_let_go_is_refused(teacher, tmp_path):
+    file = tmp_path / "teacher.pt"
+    file.write_bytes(Path(teacher).read_bytes())
+    frozen, images = ClassificationTeacher(str(file)), torch.rand(2, 3, 32, 32)
+    expected = frozen(images)[0]
+    frozen.release()
+    assert torch.equal(frozen(images)[0], expected)
+    frozen.release()
+    ckpt = torch.load(file, weights_only=False)
+    ckpt["date"] = "another"
+    torch.save(ckpt, file)
+    with pytest.raises(ValueError, match="has changed while it taught"):
+        frozen(images)
 
 
 class Inverted(ClassificationDataset):
