@@ -109,6 +109,12 @@ class Yolov5(torch.nn.Module):
     __module__ = "models.common"
 
 
+def test_a_student_whose_task_upstream_does_not_guess_is_told_too(overrides):
+    with pytest.raises(ValueError, match=r"'model=rtdetr-l.yaml' is of the task 'detect', and this trainer is for"):
+        DistillationClassificationTrainer(overrides={**overrides, "model": "rtdetr-l.yaml"})
+    assert not Path(overrides["project"]).exists()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

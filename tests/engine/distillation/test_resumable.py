@@ -105,10 +105,10 @@ def test_a_run_goes_on_where_its_files_lie(original, overrides, tmp_path, monkey
         shutil.rmtree(last.parents[1])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    if original:
-        with pytest.raises(ValueError, match=rf"'resume={alone}' is a copy from the run in '{last.parents[1]}'"):
-            train({"resume": str(alone)})
-    resumed = train({"resume": "../copied/weights/last.pt"})
+    with pytest.raises(ValueError, match=rf"'resume={alone}' is a copy from the run in '{last.parents[1]}'"):
+        train({"resume": str(alone)})
+    Path("link.pt").symlink_to(copied / "weights" / "last.pt")
+    resumed = train({"resume": "../copied/weights/last.pt" if original else "link.pt"})
     assert resumed.save_dir == copied
     assert len(rows(resumed)) == 2
     if original:

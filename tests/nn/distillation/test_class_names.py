@@ -54,6 +54,9 @@ def test_a_missing_file_of_names(tmp_path):
         (["caf\u00e9", "\u212bngstrom"], ["Cafe\u0301", "A\u030angstrom"], {0: 0, 1: 1}),  # composed or not
         (["1", "False", "8"], ["08", "no", "01"], {1: 1, 2: 0}),  # as upstream's YAML reads 01 and no, unlike 08
         (["8", "010", "a: b"], ["010", "8", "a: b", "07"], {0: 1, 1: 0, 2: 2}),  # what is the same comes first
+        ([str(i) for i in range(3, 13)], [f"{i:03}" for i in range(3, 13)], {i: i for i in range(10)}),
+        (["8", "dog"], ["010", "cat"], {}),  # no eight, though YAML reads one
+        (["90", "dog"], ["1:30", "cat"], {}),
     ],
 )
 def test_classes_are_matched_by_name(teacher, dataset, match):

@@ -38,6 +38,22 @@ def expected(images):
     return images.mean((2, 3)) @ torch.from_numpy(WEIGHTS)
 
 
+def test_bytes_are_not_normalised(tmp_path):
+    teacher = Teacher(write(tmp_path / "t.onnx", dtype=TensorProto.UINT8), names=list("abcd"), mean=[0.5])
+    with pytest.raises(ValueError, match=r"from 0 to 255, and normalises them itself\. Leave out 'teacher_mean'"):
+        teacher.vet(16, 3)
+
+
+@pytest.mark.parametrize("name", ["t.pt", "t"])
+def test_a_sound_file_of_another_name_is_not_called_damaged(name, tmp_path):
+    file = write(tmp_path / "t.onnx")
+    (tmp_path / "t.onnx").rename(tmp_path / name)
+    with pytest.raises(TypeError, match="holds an ONNX model") as e:
+        Teacher(file.replace("t.onnx", name))
+    assert "damaged" not in str(e.value)
+    assert ("'.onnx'" in str(e.value)) == (name == "t.pt")
+
+
 @pytest.mark.parametrize(
     "made",
     [
@@ -87,16 +103,20 @@ def test_an_output_is_chosen_by_its_name(tmp_path):
         Teacher(file, output="probs").vet(16, 3)
 
 
-def test_weights_beside_the_file_are_part_of_what_it_is(tmp_path):
-    how = {"save_as_external_data": True, "location": "t.onnx.data", "size_threshold": 0}
+@pytest.mark.parametrize("name", ["t.onnx.data", f"{'long' * 40}.data"])
+def test_weights_beside_the_file_are_part_of_what_it_is(name, tmp_path):
+    how = {"save_as_external_data": True, "location": name, "size_threshold": 0}
     file = write(tmp_path / "t.onnx", **how)
-    data = tmp_path / "t.onnx.data"
+    data = tmp_path / name
     content = (tmp_path / "t.onnx").read_bytes() + data.read_bytes()
     assert Teacher(file).content_hash == hashlib.sha256(content).hexdigest()
     data.write_bytes((2 * WEIGHTS).tobytes())
     assert Teacher(file).content_hash != hashlib.sha256(content).hexdigest()
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(Teacher(file)(images)[0], 2 * expected(images))
+    data.unlink()
+    with pytest.raises(FileNotFoundError, match=f"has weights in '{data}', which is not there. Copy that file, too."):
+        Teacher(file)
     whole = write(tmp_path / "whole.onnx")
     assert Teacher(whole).content_hash == hashlib.sha256((tmp_path / "whole.onnx").read_bytes()).hexdigest()
 

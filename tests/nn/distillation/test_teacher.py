@@ -385,6 +385,8 @@ def scores(x):
         (lambda x: {"embedding": x.flatten(1)[:, :7], "scores": scores(x), "map": x}, None, "logits"),
         (lambda x: {"first": x.flatten(1)[:, :3], "second": scores(x)}, "second", "logits"),
         (lambda x: (x.flatten(1)[:, :3], scores(x)), "1", "logits"),
+        (lambda x: {"probabilities": x.flatten(1)[:, :3], "logits": scores(x)}, "logits", "logits"),
+        (lambda x: {"logits": x.flatten(1)[:, :3], "probabilities": scores(x).softmax(1)}, *["probabilities"] * 2),
         (lambda x: SimpleNamespace(logits=scores(x), loss=None), None, "logits"),  # as transformers do
     ],
 )
@@ -429,7 +431,8 @@ def test_images_of_the_dataset_tell_what_answers_are(answer, meaning):
 @pytest.mark.parametrize("images", [None, bright(8)])
 def test_one_score_tells_two_classes(images):
     given, images = images, torch.rand(4, 3, 32, 32)
-    for transform, output in ((lambda z: z, None), (torch.sigmoid, "sigmoid" if given is None else None)):
+    told = [(torch.sigmoid, "sigmoid"), (torch.sigmoid, "probabilities")]
+    for transform, output in [(lambda z: z, None), *told, *([] if given is None else [(torch.sigmoid, None)])]:
         frozen = Teacher(Answer(lambda x, f=transform: f(scores(x)[:, :1]), ["no", "yes"]), output=output)
         frozen.vet(32, 3, given)
         torch.testing.assert_close(frozen(images)[0].softmax(1)[:, 1], scores(images)[:, 0].sigmoid())

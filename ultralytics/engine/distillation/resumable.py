@@ -78,15 +78,17 @@ class ResumableTrainer(BaseTrainer):
 
     def _stay_where_its_files_are(self, checkpoint: Path) -> None:
         """Let a resumed run go on in the folder that its checkpoint lies in, wherever it was begun."""
-        weights = Path(os.path.abspath(checkpoint)).parent
-        if weights.name == "weights":
-            self.args.save_dir = str(weights.parent)
-            return
-        begun = Path(getattr(self.args, "save_dir", None) or weights) / "weights" / checkpoint.name
-        if begun.exists() and not begun.samefile(checkpoint):
+        for file in (
+            Path(os.path.abspath(checkpoint)),
+            checkpoint.resolve(),
+        ):  # where a link leads
+            if file.parent.name == "weights":
+                self.args.save_dir = str(file.parents[1])
+                return
+        if begun := getattr(self.args, "save_dir", None):
             raise ValueError(
-                f"'resume={checkpoint}' is a copy from the run in '{self.args.save_dir}', which going on with it would "
-                f"overwrite. Give another folder with 'save_dir', or resume '{begun}'."
+                f"'resume={checkpoint}' is a copy from the run in '{begun}', without what else belongs to it. "
+                f"Give a folder to go on in with 'save_dir', or resume the 'last.pt' in the 'weights' of a run."
             )
 
     def _check_arguments(self) -> None:

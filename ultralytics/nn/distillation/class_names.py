@@ -62,10 +62,10 @@ def imagenet_names() -> list[str]:
 def match_classes(teacher: Sequence[str], dataset: Sequence[str]) -> dict[int, int]:
     """Match a dataset's classes to a teacher's by name.
 
-    Case, spaces, underscores and Unicode's normal forms do not matter, unless both know exactly the same names. What
-    has no partner so is matched as YAML reads it, which upstream does to a dataset's names: 01 and 1, no and False. A
-    dataset whose folders are ImageNet's identifiers, e.g. `n01440764`, finds them in a teacher of ImageNet's 1000
-    classes.
+    Case, spaces, underscores and Unicode's normal forms do not matter, unless both know exactly the same names. If what
+    has no partner so are the same numbers, leading zeros do not matter; else it is matched as YAML reads it, which
+    upstream does to a dataset's names: 01 and 1, no and False. A dataset whose folders are ImageNet's identifiers, e.g.
+    `n01440764`, finds them in a teacher of ImageNet's 1000 classes.
 
     Args:
         teacher (Sequence[str]): The teacher's class names by index.
@@ -83,9 +83,11 @@ def match_classes(teacher: Sequence[str], dataset: Sequence[str]) -> dict[int, i
     if len(set(teacher)) == len(teacher) and set(teacher) == set(dataset):
         return {i: teacher.index(name) for i, name in enumerate(dataset)}
     matched: dict[int, int] = {}
-    for key in (_key, _yaml_key):
+    for key in (_key, _number_key, _yaml_key):
         theirs = _by_key(key, teacher, matched.values())
         ours = _by_key(key, dataset, matched)
+        if key is _number_key and ours.keys() != theirs.keys():
+            continue
         shared = [k for k in ours if k in theirs]
         ambiguous = [
             f"'{dataset[i]}' and '{teacher[j]}'"
@@ -108,8 +110,15 @@ def _key(name: str) -> str:
     return "".join(unicodedata.normalize("NFKC", name).split()).replace("_", "").casefold()
 
 
+def _number_key(name: str) -> str:
+    """Return what counts of a name that is a number."""
+    return str(int(name)) if name.isdecimal() else _key(name)
+
+
 def _yaml_key(name: str) -> str:
-    """Return what counts of a name that YAML has read where it is not quoted."""
+    """Return what counts of a name that YAML has read where it is not quoted, unless it says another number so."""
+    if ":" in name or (name.isdecimal() and name[0] == "0" and len(name.lstrip("0")) > 1):  # base 60, base 8
+        return _key(name)
     try:
         value = yaml.safe_load(name)
     except (yaml.YAMLError, ValueError):  # e.g. a colon, or a date that is none

@@ -52,11 +52,12 @@ class ClassificationTeacher(ProbeableTeacher):
         logits = self._part_of(output)
         if not isinstance(logits, Tensor):
             return logits  # to be refused, see `check_answer`
-        if self.meaning == "probabilities":
+        single = logits.ndim == 2 and logits.shape[1] == 1
+        if self.meaning == "probabilities" and not single:
             logits = logits.float().clamp_min(TINY).log()
-        elif self.meaning == "sigmoid":
+        elif self.meaning in {"probabilities", "sigmoid"}:
             logits = logits.float().clamp(TINY, 1 - torch.finfo(torch.float32).eps).logit()
-        if logits.ndim == 2 and logits.shape[1] == 1 and self.names is not None and len(self.names) == 2:
+        if single and self.names is not None and len(self.names) == 2:
             logits = torch.cat([torch.zeros_like(logits), logits], 1)  # one score says which of two it is
         return logits
 
@@ -67,12 +68,12 @@ class ClassificationTeacher(ProbeableTeacher):
 
     def _part_of(self, output: Any) -> Any:
         """Return of an answer in several parts the one that is named, or has a score for each class, or comes first."""
-        named = None if self.output in MEANINGS else self.output
-        if named is None and isinstance(logits := getattr(output, "logits", None), Tensor):
-            return logits
         parts = dict(output) if isinstance(output, Mapping) else {}
         if isinstance(output, (tuple, list)):
             parts = {str(i): part for i, part in enumerate(output)}
+        named = None if self.output in MEANINGS and self.output not in parts else self.output
+        if named is None and isinstance(logits := getattr(output, "logits", None), Tensor):
+            return logits
         if named is not None:
             if named not in parts:
                 raise OutputError(

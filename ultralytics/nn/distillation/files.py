@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = ("content_of", "is_safetensors", "is_torchscript", "load_safetensors", "regular_file")
 
+ONNX_FIELDS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42}  # that may follow the version, the first, in protobuf
 BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
 
 
@@ -77,6 +78,8 @@ def content_of(file: str) -> str | None:
         start = f.read(len(BEFORE_ZIP))
     if start == BEFORE_ZIP:
         return "a checkpoint from before torch 1.6"
+    if start[:1] == b"\x08" and 0 < start[1] < 32 and start[2] in ONNX_FIELDS:
+        return "an ONNX model"
     return "a checkpoint" if _holds(file, "/data.pkl") else None
 
 

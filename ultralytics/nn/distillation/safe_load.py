@@ -86,6 +86,8 @@ def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultraly
     except zipfile.BadZipFile as e:
         if found := content_of(file):
             mend = "set 'teacher_trusted=True' if you trust it, or save it again with a newer torch"
+            if found == "an ONNX model":
+                mend = "give it a name, or a link of a name, that ends in '.onnx'"
             if found == "safetensors weights":
                 mend = f"name the network that they belong to, e.g. 'teacher=timm:resnet18@{file}'"
             raise TypeError(f"'teacher={teacher}' holds {found}: {mend}.") from e

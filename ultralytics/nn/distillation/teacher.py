@@ -214,6 +214,11 @@ class Teacher:
             )
         if max(self._mean.shape[1], self._std.shape[1]) not in {1, channels}:
             raise ValueError(f"'teacher_mean' and 'teacher_std' need 1 or {channels} values, one per image channel.")
+        if self._normalizes and getattr(self.model, "takes_bytes", False):
+            raise ValueError(
+                f"'teacher={self.source}' takes images as they are stored, from 0 to 255, and normalises them itself. "
+                f"Leave out 'teacher_mean' and 'teacher_std'."
+            )
         side = self._side = self.imgsz or imgsz
         try:
             return self(images)[0]

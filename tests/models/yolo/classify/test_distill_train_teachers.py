@@ -2,15 +2,17 @@
 
 import os
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from helpers import DISTILLATION_LOSSES, plain, rows, same, train, weights, write_digits
 from PIL import Image
-from teachers import NAMES, SOURCES, Centroids, arguments
+from teachers import NAMES, SOURCES, Centroids, arguments, seen
 from torchvision.transforms.functional import to_tensor
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_task import _images_in
@@ -288,18 +290,31 @@ def test_an_answer_that_says_nothing_at_this_temperature_is_warned_of(output, ov
     assert [("'teacher_output'" in line) for line in warnings] == ([True] if output == "logits" else [])
 
 
+def test_a_trusted_checkpoint_may_hold_another_librarys_network(overrides, tmp_path):
+    """Whole, as training scripts of others save it."""
+    network = seen(timm.create_model("resnet18", num_classes=10))
+    torch.save({"model": network}, tmp_path / "whole.pt")
+    given = {"teacher": str(tmp_path / "whole.pt"), "teacher_trusted": True, "teacher_names": NAMES}
+    trainer = DistillationClassificationTrainer(overrides={**overrides, **given})
+    images = torch.rand(2, 3, 32, 32)
+    expected = network((images - trainer.teacher.first._mean) / trainer.teacher.first._std)
+    torch.testing.assert_close(trainer.teacher(images)[0], expected)
+    assert trainer.args.teacher == str(tmp_path / "whole.pt")
+
+
 def test_what_an_answer_is_is_told_by_images_of_the_dataset(digits, overrides):
     """A damaged one is left to training, which names it."""
     folder = Path(shutil.copytree(digits, Path(overrides["project"]).parent / "digits"))
     network, seen = Centroids(), []
     network.forward = lambda x: seen.append(x) or Centroids.forward(network, x)
-    first = sorted((folder / "train" / "0").iterdir())
-    os.truncate(next(_images_in(folder / "train" / "0")), 20)
+    for name in "01234567":
+        (folder / "train" / name / "._.png").write_bytes(b"of a Mac")  # hidden
+    damaged, other = islice(_images_in(folder / "train" / "0"), 2)
+    os.truncate(damaged, 20)
     DistillationClassificationTrainer(overrides={**overrides, **RESPONSE, "teacher": network, "data": str(folder)})
-    assert len(first) == 20
-    assert [x.shape for x in seen] == [(7, 3, 32, 32)]  # of eight classes
-    for image, name in zip(seen[0], "1234567", strict=True):
-        file = next(_images_in(folder / "train" / name))
+    assert [x.shape for x in seen] == [(8, 3, 32, 32)]
+    for image, name in zip(seen[0], "12345670", strict=True):
+        file = other if name == "0" else next(_images_in(folder / "train" / name))
         assert torch.equal(image, to_tensor(Image.open(file).convert("RGB")))
 
 

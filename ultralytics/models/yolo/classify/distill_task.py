@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.distillation import DistillationLoss
 from ultralytics.utils.distillation.metrics import normalized_entropy
 from ultralytics.utils.distillation.registry import choose
+from ultralytics.utils.patches import imread
 
 __all__ = ("ClassificationTask",)
 
@@ -71,9 +70,10 @@ def _mixtures_do_not_repeat(plan: Plan) -> Exception | None:
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    """Find what torchvision takes for images in a folder and in those inside."""
+    """Find what torchvision takes for images in a folder and in those inside, but hidden ones."""
     for place, _, files in os.walk(folder, followlinks=True):
-        yield from (Path(place, file) for file in files if Path(file).suffix.lower() in IMG_EXTENSIONS)
+        shown = (file for file in files if not file.startswith("."))
+        yield from (Path(place, file) for file in shown if Path(file).suffix.lower() in IMG_EXTENSIONS)
 
 
 def _class_folders(folder: Path) -> Iterator[Path]:
@@ -156,12 +156,12 @@ class ClassificationTask(DistillationTask):
 
     def some_images(self, plan: Plan) -> Tensor | None:
         """Return the first training images of some classes: these tell logits from probabilities and other scores."""
-        folders = [*islice(_class_folders(Path(plan.data["train"])), SEEN_IMAGES)]
-        each = math.ceil(SEEN_IMAGES / max(len(folders), 1))
-        transform, images = classify_transforms(plan.imgsz), []
-        for file in chain.from_iterable(islice(_images_in(folder), each) for folder in folders):
-            with suppress(Exception), Image.open(file) as image:  # one may be damaged, and training will name it
-                images.append(transform(image.convert("RGB")))
+        folders = islice(_class_folders(Path(plan.data["train"])), SEEN_IMAGES)
+        files = filter(None, chain.from_iterable(zip_longest(*map(_images_in, folders))))
+        read = (imread(str(file)) for file in islice(files, 8 * SEEN_IMAGES))
+        read = (image for image in read if image is not None)  # one may be damaged, and training will name it
+        transform = classify_transforms(plan.imgsz)
+        images = [transform(Image.fromarray(image[..., ::-1].copy())) for image in islice(read, SEEN_IMAGES)]
         return torch.stack(images) if len(images) > 1 else None
 
     def fit_data(self, plan: Plan) -> tuple[Plan, list[str]]:

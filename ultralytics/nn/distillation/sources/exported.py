@@ -22,7 +22,7 @@ TYPES = {
     "tensor(double)": torch.float64,
     "tensor(uint8)": torch.uint8,  # from 0 to 255
 }
-LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)  # in protobuf's bytes, before the name's length
+LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x01-\x7f])", re.DOTALL)  # in protobuf; a name's length
 MAX_SIDE = 2048  # pixels, and images at a time, that an ONNX file may ask for
 
 
@@ -34,6 +34,7 @@ class _OnnxNetwork(nn.Module):
         session (onnxruntime.InferenceSession): What runs it.
         channels_last (bool): Whether it takes images (B, H, W, channels), as those of TensorFlow do.
         answers_on_host (bool): That images and answers pass through the host's memory.
+        takes_bytes (bool): Whether it takes images from 0 to 255, as they are stored.
     """
 
     answers_on_host = True
@@ -45,6 +46,7 @@ class _OnnxNetwork(nn.Module):
         self.session = self._open()
         self.input = self.session.get_inputs()[0]
         sides = self.input.shape[1:]
+        self.takes_bytes = TYPES.get(self.input.type) == torch.uint8
         self.channels_last = len(sides) == 3 and sides[2] in CHANNELS and sides[0] not in CHANNELS
 
     def _open(self) -> Any:
@@ -83,6 +85,11 @@ class _OnnxNetwork(nn.Module):
 
 def open_onnx(file: str, teacher: Any) -> Source:
     """Open an ONNX file: its operators compute, and can do nothing else."""
+    beside = _weights_beside(file)
+    if missing := [name for name in beside if not Path(name).is_file()]:
+        raise FileNotFoundError(
+            f"'teacher={teacher}' has weights in '{missing[0]}', which is not there. Copy that file, too."
+        )
     try:
         network = _OnnxNetwork(file)
     except ImportError as e:
@@ -107,17 +114,19 @@ def open_onnx(file: str, teacher: Any) -> Source:
         raise TypeError(f"'teacher={teacher}' takes images of {height}x{width}, but training images are square.")
     notes = session.get_modelmeta().custom_metadata_map
     source = Source(file, network, names_in(notes), channels, height, has_features=False, file=file)
-    source.beside = _weights_beside(file)
+    source.beside = beside
     return source
 
 
 def _weights_beside(file: str) -> list[str]:
     """Return the files that hold weights of an ONNX file, as its tensors name them by their key `location`."""
     with open(file, "rb") as f, mmap(f.fileno(), 0, access=ACCESS_READ) as content:
-        found = {content[m.end() : m.end() + m[1][0]] for m in LOCATION.finditer(content)}
+        found = set()
+        for match in LOCATION.finditer(content):
+            length = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(match[1]))  # a varint
+            found.add(content[match.end() : match.end() + length])
     folder = Path(file).parent
-    beside = sorted(str(folder / name.decode(errors="replace")) for name in found)
-    return [name for name in beside if Path(name).is_file()]
+    return sorted(str(folder / name.decode(errors="replace")) for name in found)
 
 
 def open_torchscript(file: str, teacher: Any, trusted: bool) -> Source:

@@ -46,6 +46,8 @@ def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected)
             f"'teacher={teacher}' holds weights, but no Ultralytics network. Give the 'best.pt' of a {expected.noun} "
             f"training, or name the network that the weights belong to, e.g. 'teacher=timm:resnet18@{Path(file).name}'."
         )
+    if trusted and not isinstance(model, BaseModel):  # as training scripts of others save it
+        return replace(open_module(model, expected), name=file, file=file)
     try:
         if not trusted:
             check_modules(model)
