@@ -151,6 +151,9 @@ class DistillationArgs:
                 value = plain_value(read_list(value, yaml.SafeLoader))
             else:
                 value = plain_value(value)
+            if kind is values.OUTPUT:  # outputs without names are told by their numbers
+                numbered = [str(x) if type(x) is int else x for x in as_list(value)]
+                value = numbered if isinstance(value, (list, tuple)) else next(iter(numbered), value)
             object.__setattr__(self, f.name, value)  # the dataclass is frozen
             if not kind.is_type(value):
                 raise TypeError(

@@ -294,6 +294,8 @@ def test_training_without_labels(overrides, tmp_path):
         (data / "val" / name).mkdir(parents=True)
         for file in (digits / "val" / name).iterdir():
             (data / "val" / name / file.name).write_bytes(file.read_bytes())
+    (data / "val" / ".ipynb_checkpoints").mkdir()
+    (data / "val" / ".ipynb_checkpoints" / "0.png").write_bytes((data / "train" / "pile" / "0.png").read_bytes())
     settings = {**overrides, "data": str(data), "distill_beta": 0.0, "epochs": 4}
     trainer = train(settings)
     assert trainer.model.names == {i: str(i) for i in range(10)}

@@ -85,7 +85,7 @@ def _classes_of(folder: Path) -> dict[str, str]:
     """Return class names by those of their folders, which are indices where upstream has made a set of NDJSON."""
     known = folder.parent / ".ndjson.yaml"
     names = {str(i): str(name) for i, name in YAML.load(known)["names"].items()} if known.is_file() else {}
-    return {x.name: names.get(x.name, x.name) for x in folder.iterdir() if x.is_dir()}
+    return {x.name: names.get(x.name, x.name) for x in folder.iterdir() if x.is_dir() and x.name[0] != "."}
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
