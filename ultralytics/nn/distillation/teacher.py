@@ -271,10 +271,11 @@ class Teacher:
         kind = images.device.type
         if not (self._fixed and self.has_features and torch.is_autocast_enabled(kind)):
             return
-        cast = cast_weights(self.model, torch.get_autocast_dtype(kind))
-        said = (tree_leaves(network(images)) for network in (self.model, cast))
-        if all(torch.equal(a, b) for a, b in zip(*said, strict=True)):
-            self._cast = torch.get_autocast_dtype(kind), cast
+        dtype = torch.get_autocast_dtype(kind)
+        said = tree_leaves(self.ask(images))
+        self._cast = dtype, cast_weights(self.model, dtype)
+        if not all(torch.equal(a, b) for a, b in zip(said, tree_leaves(self.ask(images)), strict=True)):
+            self._cast = None
 
     def _network(self, kind: str) -> nn.Module:
         """Return what answers on a kind of device in the precision in force."""
@@ -347,10 +348,14 @@ class Teacher:
         return self.read(output) if head else images.new_zeros(len(images), 0), features
 
 
+def share_weights(network: nn.Module) -> nn.Module:
+    """Return a copy of a network that has its weights and buffers in common with it."""
+    return copy.deepcopy(network, {id(x): x for x in (*network.parameters(), *network.buffers())})
+
+
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a network with weights of its convolutions and linear layers in another type, that shares all others."""
-    shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
-    cast = copy.deepcopy(network, shared)
+    cast = share_weights(network)
     for module in cast.modules():
         if type(module) in CAST:  # no subclass, which may compute with its weights first
             for name, weight in module.named_parameters(recurse=False):
@@ -363,9 +368,7 @@ class _WithFeatures(nn.Module):
 
     def __init__(self, network: nn.Module, levels: Sequence[FeatureLevel]):
         super().__init__()
-        # A copy that shares the weights, as hooks stay on what is compiled
-        shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
-        self.network = copy.deepcopy(network, shared)
+        self.network = share_weights(network)  # as hooks stay on what is compiled
         self.taps = FeatureTaps(self.network, levels)
 
     def forward(self, images: Tensor, head: bool) -> tuple[Any, list[Tensor]]:
