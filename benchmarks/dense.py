@@ -44,7 +44,16 @@ from ultralytics.utils.files import increment_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import RESULTS, gap_closed, medians, ratio, read_settings, take_turns, write_results
+from benchmarks.common import (
+    RESULTS,
+    amp_unchecked,
+    gap_closed,
+    medians,
+    ratio,
+    read_settings,
+    take_turns,
+    write_results,
+)
 from benchmarks.paired_runs import begin_report, check_variants, measure_test, parse_variants
 from benchmarks.steps import prepare, step
 from distill_train_example import SUFFIXES, datasets_folder, runs_folder, write_scenes
@@ -93,8 +102,7 @@ def as_on_gpus() -> Iterator[None]:
         trainer.model.to(memory_format=torch.channels_last)
         return checkpoint
 
-    amp = patch("ultralytics.engine.trainer.check_amp", lambda model: True)
-    with patch.object(BaseTrainer, "setup_model", setup_model), amp:
+    with patch.object(BaseTrainer, "setup_model", setup_model), amp_unchecked():
         yield
 
 

@@ -26,11 +26,10 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ from ultralytics.utils.torch_utils import select_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import RESULTS, read_settings, timed, write_results
+from benchmarks.common import RESULTS, amp_unchecked, read_settings, timed, write_results
 from benchmarks.steps import CLASSES, LOGITS, make_data, make_teacher, prepare, step
 from distill_train_example import SUFFIXES, write_scenes
 
@@ -98,7 +97,7 @@ def main(arguments: list[str]) -> None:
     timer = threading.Timer(60 * settings["minutes"], stop)
     timer.daemon = True
     timer.start()
-    with tempfile.TemporaryDirectory() as folder, without_downloads():
+    with tempfile.TemporaryDirectory() as folder, amp_unchecked():
         for part in parts:
             now.append(part)
             try:
@@ -122,20 +121,12 @@ def chosen(settings: dict[str, Any], name: str, valid: dict[str, Any]) -> list[s
     return names
 
 
-@contextmanager
-def without_downloads() -> Iterator[None]:
-    """Let upstream believe that float16 works, which it tests with a detector from the network."""
-    with patch("ultralytics.engine.trainer.check_amp", lambda model: True):
-        yield
-
-
 def finish(report: dict[str, Any], output: str) -> None:
     """Write what was measured, and show it."""
     write_results(output, report)
     for part, found in report["parts"].items():
         print(f"\n{part}")
-        rows = found.items() if isinstance(found, dict) else enumerate(found)
-        for name, row in rows:
+        for name, row in found.items():
             if isinstance(row, dict) and "step ms" in row:
                 row = " ".join(f"{column} {row[column]:,.1f}" for column in COLUMNS if column in row)
             print(f"  {name}: {row}")
@@ -165,9 +156,9 @@ def begin(settings: dict[str, Any], task: str, folder: Path, given: dict[str, An
     overrides = {
         **{"model": f"{settings['student']}{SUFFIXES[task]}.yaml", "data": str(data), "imgsz": imgsz, "batch": batch},
         **{"device": settings["device"], "amp": precisions(settings)[1], "optimizer": "AdamW", "lr0": 0.001},
-        **{"epochs": 10},
+        **{"epochs": 10, "teacher_check": False},
         **{"plots": False, "verbose": False, "project": str(home), "workers": 0, "teacher": str(teacher)},
-        **{"teacher_check": False, **given},
+        **given,
     }
     trainer_class = TRAINERS[task]
     if overrides["teacher"] is None:
@@ -180,9 +171,8 @@ def measure_kinds(settings: dict[str, Any], folder: Path, task: str) -> dict[str
     """Measure the steps of each kind of training."""
     found = {}
     for kind in chosen(settings, "kinds", KINDS):
-        given = {k: v for k, v in KINDS[kind].items() if task != "classify" or k != "mosaic"}
         try:
-            found[kind] = measure_steps(prepare(begin(settings, task, folder, given)), settings["steps"])
+            found[kind] = measure_steps(prepare(begin(settings, task, folder, KINDS[kind])), settings["steps"])
         except Exception as e:  # of one kind
             traceback.print_exc()
             found[kind] = {"error": f"{type(e).__name__}: {e}"}

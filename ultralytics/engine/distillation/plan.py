@@ -14,7 +14,7 @@ from ultralytics.nn.distillation.taps import FeatureLevel
 from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.distillation.dense import TERMS
-from ultralytics.utils.distillation.registry import choose
+from ultralytics.utils.distillation.registry import Choice, choose
 
 __all__ = ("DISTILLATION_KEYS", "Plan", "Score", "log", "tell")
 
@@ -85,9 +85,15 @@ class Plan:
         return self.args.self_distill_start if self.args.teacher == SelfTeacher.source else 0
 
     @property
+    def methods(self) -> dict[str, list[Choice]]:
+        """The response and the feature methods that are on, by the argument that chose them."""
+        on = {"response_method": self.args.response_distill, "feature_method": self.args.uses_feature_method}
+        return {name: choose(name, getattr(self.args, name)) if is_on else [] for name, is_on in on.items()}
+
+    @property
     def uses_temperature(self) -> bool:
         """Whether a loss on what the heads say softens by the training's `temperature`."""
-        chosen = choose("response_method", self.args.response_method) if self.args.response_distill else []
+        chosen = self.methods["response_method"]
         return any(c.temperature(0.0) == 0 for c in chosen) or any(TERMS[name].softens for name in self.args.terms)
 
     @property

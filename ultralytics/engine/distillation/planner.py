@@ -19,7 +19,7 @@ from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.taps import FeatureLevel, find_levels, match_levels
 from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
-from ultralytics.utils.distillation.registry import choose, methods
+from ultralytics.utils.distillation.registry import methods
 
 __all__ = ("make_plan", "resumed_arguments")
 
@@ -134,9 +134,7 @@ def _check_losses(task: DistillationTask, plan: Plan) -> None:
             raise ValueError(
                 f"'{name}_distill=True' compares what the heads of the task '{task.name}' do not say. Leave it out."
             )
-    if not plan.args.response_distill:
-        return
-    for choice in choose("response_method", plan.args.response_method):
+    for choice in plan.methods["response_method"]:
         if choice.method.of != task.answers_of:
             valid = sorted(methods("response_method", task.answers_of))
             raise ValueError(

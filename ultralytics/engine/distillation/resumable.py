@@ -78,10 +78,8 @@ class ResumableTrainer(BaseTrainer):
 
     def _stay_where_its_files_are(self, checkpoint: Path) -> None:
         """Let a resumed run go on in the folder that its checkpoint lies in, wherever it was begun."""
-        for file in (
-            Path(os.path.abspath(checkpoint)),
-            checkpoint.resolve(),
-        ):  # where a link leads
+        named, linked = Path(os.path.abspath(checkpoint)), checkpoint.resolve()
+        for file in (named, linked):
             if file.parent.name == "weights":
                 self.args.save_dir = str(file.parents[1])
                 return

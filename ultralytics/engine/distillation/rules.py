@@ -65,7 +65,7 @@ def _methods_leave_none(plan: Plan) -> Exception | None:
 
 
 def _adapters_would_be_quantized(plan: Plan) -> Exception | None:
-    chosen = choose("feature_method", plan.args.feature_method) if plan.args.uses_feature_method else []
+    chosen = plan.methods["feature_method"]
     if plan.training.quantize != 8 or not plan.teaches or not any(choice.method.adapter for choice in chosen):
         return None
     return ValueError(
@@ -100,9 +100,8 @@ def _network_reaches_no_process(plan: Plan) -> Exception | None:
 def _method_reaches_no_process(plan: Plan) -> Exception | None:
     if RANK != -1 or "," not in str(plan.training.device):
         return None
-    chosen = {"response_method": plan.args.response_distill, "feature_method": plan.args.uses_feature_method}
-    for argument in (argument for argument, on in chosen.items() if on):
-        for choice in choose(argument, getattr(plan.args, argument)):
+    for argument, choices in plan.methods.items():
+        for choice in choices:
             module = choice.method.function.__module__
             elsewhere = not module.startswith("ultralytics.") and plan.trainer_module.startswith("ultralytics.")
             if module == "__main__" or elsewhere:
