@@ -1,8 +1,10 @@
 """Teachers of every source, made without a download: trained or random weights, saved as their users would."""
 
 import os
+import tempfile
 import warnings
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 
 import timm
 import torch
@@ -38,6 +40,22 @@ def shell(canary):
     return Call(os.system, f"echo run > {canary}")
 
 
+def with_path(checkpoint: Path, file: Path, module: str, name: str) -> Path:
+    """Write a checkpoint that holds a path of a class of another Python or system, and return its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, "plain.pt")
+        torch.save({**torch.load(checkpoint, weights_only=False), "path": PurePosixPath("runs")}, plain)
+        old, new = (f"c{x}\n".encode() for x in ("pathlib\nPurePosixPath", f"{module}\n{name}"))
+        with zipfile.ZipFile(plain) as whole, zipfile.ZipFile(file, "w") as crafted:
+            for record in whole.namelist():
+                content = whole.read(record)
+                if record.endswith("/data.pkl"):
+                    assert content.count(old) == 1
+                    content = content.replace(old, new)
+                crafted.writestr(record, content)
+    return file
+
+
 class Centroids(nn.Module):
     """A real classifier without training: logits are minus the squared distances to each class's mean digit."""
 
@@ -50,6 +68,19 @@ class Centroids(nn.Module):
 
     def forward(self, x):
         return -torch.cdist(x.mean(1).flatten(1), self.means[: len(self.names)]).square() / 4
+
+
+class Answer(torch.nn.Module):
+    """A network that answers what it is told."""
+
+    def __init__(self, answer, names=None):
+        super().__init__()
+        self.answer = answer
+        if names:
+            self.names = names
+
+    def forward(self, x):
+        return self.answer(x)
 
 
 def ultralytics(folder: Path, teacher: Path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
+from ultralytics.nn.distillation.class_names import read_names
 
 
 def test_defaults():
@@ -203,3 +204,26 @@ def test_arguments_in_upstream_syntax():
     }
     with pytest.raises(SyntaxError, match="'train' is not a valid argument"):
         parse_arguments(["train"])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[1e3, 2]", ["1e3", "2"]),
+        ("[0x10, 1_0]", ["0x10", "1_0"]),
+        ("[01, no]", ["01", "no"]),
+        ("['a b', \"c\"]", ["a b", "c"]),
+        ("['it\\'s', 'b']", ["it's", "b"]),  # as Python writes it
+        ("{0: 1_0, 1: 2}", ["1_0", "2"]),
+        ("{0: a, 1: 1.0}", ["a", "1.0"]),
+    ],
+)
+def test_names_on_a_command_line_are_as_they_were_written(text, names):
+    given = DistillationArgs(**parse_arguments([f"teacher_names={text}"])).teacher_names
+    assert read_names(given) == names
+
+
+def test_nothing_on_a_command_line_is_nothing():
+    assert parse_arguments(["teacher_names=None", "teacher=None"]) == {"teacher_names": None, "teacher": None}
+    digest = "12" * 30 + "1e12"  # no number
+    assert parse_arguments([f"teacher_hash={digest}"]) == {"teacher_hash": digest}

@@ -17,6 +17,7 @@ from ultralytics.engine.distillation.undistilled import Undistilled
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.teacher import Teacher
+from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils import YAML
 from ultralytics.utils.distillation import registry
 
@@ -92,7 +93,7 @@ WITHOUT_MAPS = {"feature_distill": False, "attention_distill": False}
     ("model", "error", "words"),
     [
         ("nowhere.yaml", FileNotFoundError, "nowhere.yaml"),
-        ("nowhere.pt", FileNotFoundError, "nowhere.pt"),
+        ("nowhere.pt", FileNotFoundError, "'model=nowhere.pt' does not exist. Give a student, e.g. 'model=yolo11l-cls"),
         ("student.onnx", ValueError, "neither a '.pt' checkpoint nor the '.yaml' description.*model=yolo11l-cls.yaml"),
     ],
 )
@@ -100,6 +101,14 @@ def test_a_student_that_cannot_be_built_is_refused_before_any_file(model, error,
     """Whatever is compared."""
     with pytest.raises(error, match=words):
         DistillationClassificationTrainer(overrides={**overrides, **given, "model": model})
+    assert not Path(overrides["project"]).exists()
+
+
+def test_a_student_that_is_a_link_to_nothing_is_refused(overrides, tmp_path):
+    link = tmp_path / "student.pt"
+    link.symlink_to("gone.pt")
+    with pytest.raises(FileNotFoundError, match=f"'model={link}' is a link that leads nowhere. Give a student"):
+        DistillationClassificationTrainer(overrides={**overrides, "model": str(link)})
     assert not Path(overrides["project"]).exists()
 
 
@@ -122,13 +131,19 @@ def test_a_student_whose_task_upstream_does_not_guess_is_told_too(overrides):
         (lambda: {"state_dict": {"weight": torch.ones(2)}}, "it holds weights alone"),
         (lambda: torch.nn.Linear(2, 2), "or another library's network"),
         (lambda: {"model": Yolov5()}, "it is of YOLOv5"),
-        (None, "no network can be read from it"),
+        (lambda: ClassificationModel("yolo11n-cls.yaml", verbose=False), "or one that 'YOLO.save' did not write"),
+        (b"PK torn", "no network can be read from it"),
+        (b"", "no network can be read from it, as it is empty"),
+        (b"<html>", "it holds a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it holds a pointer of Git LFS"),
+        (b"\x08\x08\x12\x07pytorch", "it holds an ONNX model"),
     ],
 )
 def test_foreign_checkpoints_as_students_are_told_apart(content, words, overrides, tmp_path, monkeypatch):
     file = tmp_path / "student.pt"
-    file.write_bytes(b"PK torn")
-    if content:
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
         module = ModuleType("models.common")
         module.Yolov5 = Yolov5
         for name in ("models", "models.common"):
@@ -185,6 +200,8 @@ def test_what_goes_together_is_not_refused():
         ({"training": {"data": ""}}, "No dataset given"),
         ({"close_distill": 10}, "silent in all of 'epochs=10'"),
         ({"teacher": "self", "self_distill_start": 6, "close_distill": 4}, "silent in all"),
+        ({"teacher_output": "logits"}, "'teacher_output=logits' is for classifiers of others"),
+        ({"teacher": "self", "teacher_output": "0", "training": {"task": "classify"}}, "is for classifiers of others"),
         ({"response_method": {"kl": 0}}, "'response_method=.*leaves no method"),
         ({"feature_method": {"mse": 0}}, "'feature_method=.*leaves no method"),
         ({"training": {"quantize": 8}}, "would quantize the adapters"),

@@ -13,12 +13,12 @@ from ultralytics.nn.distillation.classifier import ClassificationTeacher as Teac
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
 
 
-def write(file, dtype=TensorProto.FLOAT, channels_last=False, embedding=False, shape=(None, None), **how):
+def write(file, dtype=TensorProto.FLOAT, channels_last=False, embedding=False, shape=(None, None), channels=3, **how):
     """Write a graph that gives 4 logits, the mean colour times WEIGHTS; before them, if told so, the mean colour."""
     batch, side = shape
     sides = [side or "h", side or "w"]
     given = helper.make_tensor_value_info(
-        "images", dtype, [batch or "n", *([*sides, 3] if channels_last else [3, *sides])]
+        "images", dtype, [batch or "n", *([*sides, channels] if channels_last else [channels, *sides])]
     )
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
@@ -51,7 +51,7 @@ def test_a_sound_file_of_another_name_is_not_called_damaged(name, tmp_path):
     with pytest.raises(TypeError, match="holds an ONNX model") as e:
         Teacher(file.replace("t.onnx", name))
     assert "damaged" not in str(e.value)
-    assert ("'.onnx'" in str(e.value)) == (name == "t.pt")
+    assert "its name does not end in '.onnx': give it a name, or a link of a name, that does" in str(e.value)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,14 @@ def test_images_reach_the_graph_as_it_takes_them(made, tmp_path):
     images = torch.rand(5, 3, 16, 16)
     torch.testing.assert_close(teacher(images)[0], expected(images), atol=2e-3, rtol=2e-3)
     assert teacher.channels == 3
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch", [None, 2])
+def test_what_a_file_leaves_open_is_tried(batch, channels_last, tmp_path):
+    teacher = Teacher(write(tmp_path / "t.onnx", channels="c", channels_last=channels_last, shape=(batch, None)))
+    images = torch.rand(5, 3, 16, 16)
+    torch.testing.assert_close(teacher(images)[0], expected(images))
 
 
 def test_bytes_are_from_0_to_255(tmp_path):
@@ -119,6 +127,20 @@ def test_weights_beside_the_file_are_part_of_what_it_is(name, tmp_path):
         Teacher(file)
     whole = write(tmp_path / "whole.onnx")
     assert Teacher(whole).content_hash == hashlib.sha256((tmp_path / "whole.onnx").read_bytes()).hexdigest()
+
+
+def test_a_cache_of_links_holds_the_weights_beside_too(tmp_path):
+    """As Hugging Face's: a folder of links to files that are named by their hashes."""
+    (tmp_path / "blobs").mkdir(), (tmp_path / "snapshot").mkdir()
+    write(tmp_path / "t.onnx", save_as_external_data=True, location="t.onnx_data", size_threshold=0)
+    for name, blob in (("t.onnx", "3ece"), ("t.onnx_data", "77aa")):
+        (tmp_path / name).rename(tmp_path / "blobs" / blob)
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{blob}")
+    images = torch.rand(2, 3, 16, 16)
+    teacher = Teacher(str(tmp_path / "snapshot" / "t.onnx"))
+    torch.testing.assert_close(teacher(images)[0], expected(images))
+    content = b"".join((tmp_path / "blobs" / blob).read_bytes() for blob in ("3ece", "77aa"))
+    assert teacher.content_hash == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("available", [True, False])

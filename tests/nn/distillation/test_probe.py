@@ -121,6 +121,7 @@ def stem(*head):
         (lambda: stem(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), "5", 8),  # two of one shape
         (lambda: stem(nn.Linear(8, 6), nn.Softmax(1)), "3", 8),
         (lambda: stem(nn.Linear(8, 6), nn.LogSoftmax(1)), "3", 8),
+        (lambda: stem(nn.Linear(8, 6), nn.Sigmoid()), "3", 8),
         (lambda: stem(nn.Linear(8, 6), nn.LayerNorm(6)), "", 6),
         (Averaged, "", 4),
         (stem, "", 8),
@@ -130,7 +131,7 @@ def stem(*head):
         (lambda: Answers(lambda x: (x.flatten(2).transpose(1, 2), None)), "", 3),
     ],
     ids=[
-        *("linear", "two", "softmax", "logarithms", "norm", "averaged", "features"),
+        *("linear", "two", "softmax", "logarithms", "sigmoid", "norm", "averaged", "features"),
         *("maps", "maps with channels last", "maps of two levels", "tokens in a tuple"),
     ],
 )
@@ -144,7 +145,9 @@ def test_the_head_takes_the_place_of_what_makes_the_answer(network, name, featur
     assert isinstance(put, ProbedNetwork) == (not name)
     assert all(not module._forward_hooks for module in put.modules())
     linear = put.get_submodule(name or "head")
-    assert not put(x).any() or isinstance(network[-1], (nn.Softmax, nn.LogSoftmax))
+    behind = [x for x in network.children() if isinstance(x, (nn.Softmax, nn.LogSoftmax, nn.Sigmoid))]
+    said = nn.Sequential(*behind)(linear.bias[None])  # as it has no weights yet
+    torch.testing.assert_close(put(x), said.expand(2, 11))
     nn.init.normal_(linear.weight)
     seen = []
     linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

@@ -142,6 +142,36 @@ def test_a_network_in_python_has_to_be_given_again(tmp_path):
     assert torch.equal(again(images)[0], own(images)[0])
 
 
+@pytest.mark.parametrize("classes", [2, 3, 40])
+@pytest.mark.parametrize(
+    ("behind", "meaning"),
+    [
+        (nn.Identity(), "logits"),
+        (nn.Softmax(1), "probabilities"),
+        (nn.Sigmoid(), "sigmoid"),
+        (nn.LogSoftmax(1), "logits"),
+    ],
+)
+def test_what_stands_behind_a_new_head_is_seen(behind, meaning, classes):
+    """As its answers are logits again only so."""
+    network = nn.Sequential(teachers.seen(Backbone()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5), behind)
+    own = ClassificationTeacher(network, grows_head=True)
+    own.grow_head([str(i) for i in range(classes)], 64, 3)
+    own.vet(64, 3, torch.rand(8, 3, 64, 64))
+    assert own.meaning == meaning
+    own.wear_head(Head(own.layer, torch.randn(classes, own.linear.in_features), torch.randn(classes)))
+    images = torch.rand(3, 3, 64, 64)
+    logits = own.linear(own.features(images))
+    torch.testing.assert_close(own(images)[0].softmax(1), logits.softmax(1))
+
+
+def test_what_a_new_head_says_is_not_told(teacher):
+    own = ClassificationTeacher(teachers.seen(Backbone()), output="sigmoid", grows_head=True)
+    own.grow_head(CLASSES, 64, 3)
+    with pytest.raises(ValueError, match=r"'teacher_output=sigmoid' is for networks of others.* fitted to give logits"):
+        own.vet(64, 3)
+
+
 @pytest.mark.parametrize(
     "source", [teachers.ultralytics, teachers.torchvision_file, teachers.timm_safetensors, squeezenet]
 )

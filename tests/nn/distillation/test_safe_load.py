@@ -10,12 +10,12 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from teachers import Call, seen, shell
+from teachers import Call, seen, shell, with_path
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
@@ -190,16 +190,7 @@ def test_hostile_and_damaged_files_are_refused(kind, overrides, teacher, tmp_pat
 @pytest.mark.parametrize("name", ["PosixPath", "WindowsPath", "PureWindowsPath"])
 def test_paths_of_another_python_or_system_are_read(module, name, teacher, tmp_path):
     """As Python 3.13 names them, and as they are named on Windows."""
-    torch.save({**torch.load(teacher, weights_only=False), "path": PurePosixPath("runs")}, tmp_path / "best.pt")
-    old, new = (f"c{x}\n".encode() for x in ("pathlib\nPurePosixPath", f"{module}\n{name}"))
-    with zipfile.ZipFile(tmp_path / "best.pt") as whole, zipfile.ZipFile(tmp_path / "other.pt", "w") as crafted:
-        for record in whole.namelist():
-            content = whole.read(record)
-            if record.endswith("/data.pkl"):
-                assert content.count(old) == 1
-                content = content.replace(old, new)
-            crafted.writestr(record, content)
-    file = str(tmp_path / "other.pt")
+    file = str(with_path(teacher, tmp_path / "other.pt", module, name))
     assert str(load_checkpoint_file(file, file, ultralytics=True)["path"]) == "runs"
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,10 @@ def test_a_sound_file_of_another_kind_is_not_called_damaged(tmp_path):
     refused(file, TypeError, "holds safetensors weights", f"teacher=timm:resnet18@{file}")
     torch.save(weights, file, _use_new_zipfile_serialization=False)
     refused(file, TypeError, "a checkpoint from before torch 1.6", "teacher_trusted=True")
+    pointer, page = "version https://git-lfs.github.com/spec/v1\n", "<!DOCTYPE html>"
+    for text, words in ((pointer, "git lfs pull"), (page, "web page")):
+        file.write_text(text)
+        refused(file, TypeError, words, "but no")
 
 
 @pytest.mark.parametrize(
@@ -246,16 +251,63 @@ def test_of_several_networks_in_a_file_none_is_chosen(tmp_path):
     refused(f"torchvision:resnet18@{tmp_path / 'w.pth'}", TypeError, "['student.', 'teacher.']", "the teacher alone")
 
 
-def test_a_head_with_dropout_is_its_linear_layer(tmp_path):
-    network = seen(torchvision.models.resnet18())
-    network.fc = torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(512, 3))
+def numbered():
+    return torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Linear(512, 3))
+
+
+def named():
+    return torch.nn.Sequential(OrderedDict(drop=torch.nn.Dropout(0.3), out=torch.nn.Linear(512, 3)))
+
+
+def nested_deeper():
+    return torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.Sequential(torch.nn.Linear(512, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "head"),
+    [
+        ("resnet18", "fc", numbered),
+        ("resnet18", "fc", named),
+        ("resnet18", "fc", nested_deeper),
+        ("mobilenet_v2", "classifier.1", lambda: torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(1280, 3))),
+        ("mobilenet_v2", "classifier", lambda: torch.nn.Linear(1280, 3)),
+    ],
+)
+def test_a_head_of_other_layers_is_its_linear_layer(name, place, head, tmp_path):
+    network = seen(torchvision.models.get_model(name))
+    network.set_submodule(place, head())
     torch.save(network.eval().state_dict(), tmp_path / "w.pth")
     images = torch.rand(2, 3, 64, 64)
-    frozen = Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}", mean=0, std=1)
+    frozen = Teacher(f"torchvision:{name}@{tmp_path / 'w.pth'}", mean=0, std=1)
     assert torch.equal(frozen(images)[0], network(images))
+
+
+def test_a_head_of_several_layers_with_weights_is_refused(tmp_path):
+    network = seen(torchvision.models.resnet18())
     network.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     torch.save(network.state_dict(), tmp_path / "w.pth")
     refused(f"torchvision:resnet18@{tmp_path / 'w.pth'}", TypeError, "a head 'fc' of 2 layers", "in Python")
+    network = seen(torchvision.models.mobilenet_v3_small())
+    network.classifier = torch.nn.Linear(576, 3)  # in the place of two with weights
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    refused(f"torchvision:mobilenet_v3_small@{tmp_path / 'w.pth'}", TypeError, "lacks classifier.0.weight", "fit")
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_what_a_loss_keeps_beside_the_network_is_left_out(prefix, tmp_path):
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    weights = {f"{prefix}{k}": v for k, v in network.state_dict().items()}
+    torch.save({**weights, "criterion.weight": torch.ones(3)}, tmp_path / "w.pth")
+    assert torch.equal(Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}").model.fc.weight, network.fc.weight)
+    torch.save({**weights, f"{prefix}extra.weight": torch.ones(3)}, tmp_path / "w.pth")
+    refused(f"torchvision:resnet18@{tmp_path / 'w.pth'}", TypeError, "it has besides extra.weight", "does not fit")
+
+
+@pytest.mark.parametrize("key", ["params", "params_ema", "weights", "network", "student", "teacher"])
+def test_where_training_loops_keep_the_weights(key, tmp_path):
+    network = seen(torchvision.models.resnet18(num_classes=3))
+    torch.save({"epoch": 3, key: network.state_dict()}, tmp_path / "w.pth")
+    assert torch.equal(Teacher(f"torchvision:resnet18@{tmp_path / 'w.pth'}").model.fc.weight, network.fc.weight)
 
 
 def test_what_hugging_face_writes_beside_the_weights(tmp_path):
@@ -268,6 +320,12 @@ def test_what_hugging_face_writes_beside_the_weights(tmp_path):
     save_file({"resnet.embedder.weight": torch.ones(3)}, weights)
     config.write_text(json.dumps({"transformers_version": "4.40.0", "architectures": ["ResNetForImageClassification"]}))
     refused(f"timm:resnet18@{weights}", TypeError, "Hugging Face's transformers", f"from_pretrained('{tmp_path}')")
+    save_file({"resnet.encoder.stages.0.weight": torch.ones(3), "classifier.1.weight": torch.ones(3)}, weights)
+    for beside in (lambda: config.write_text("{}"), config.unlink):  # then the names of the weights tell
+        beside()
+        refused(f"timm:resnet18@{weights}", TypeError, "Hugging Face's transformers", "from_pretrained")
+    save_file({"encoder.weight": torch.ones(3)}, weights)
+    refused(f"timm:resnet18@{weights}", TypeError, "does not fit", "it has besides encoder.weight")
 
 
 def test_harmless_things_beside_the_weights_are_read(tmp_path):

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import yaml
 from ultralytics.cfg import DEFAULT_CFG_DICT, check_dict_alignment
 from ultralytics.cfg.distillation import values
-from ultralytics.cfg.distillation.values import Kind, as_list, layer_lists, plain_value, read_list, read_strings
+from ultralytics.cfg.distillation.values import Kind, as_list, layer_lists
 
 __all__ = ("DENSE_LOSSES", "DistillationArgs")
 
@@ -145,15 +144,7 @@ class DistillationArgs:
         """Read strings, then check each value and the values together."""
         for f in fields(self):
             kind, value = f.metadata["kind"], getattr(self, f.name)
-            if kind in {values.TEACHER, values.NAMES, values.HASH, values.RUN}:
-                value = read_strings(value)
-            elif isinstance(value, str) and value.startswith(("[", "{")):
-                value = plain_value(read_list(value, yaml.SafeLoader))
-            else:
-                value = plain_value(value)
-            if kind is values.OUTPUT:  # outputs without names are told by their numbers
-                numbered = [str(x) if type(x) is int else x for x in as_list(value)]
-                value = numbered if isinstance(value, (list, tuple)) else next(iter(numbered), value)
+            value = kind.read(value)
             object.__setattr__(self, f.name, value)  # the dataclass is frozen
             if not kind.is_type(value):
                 raise TypeError(

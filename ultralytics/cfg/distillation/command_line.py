@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ultralytics.cfg import DEFAULT_CFG_DICT, merge_equals_args, parse_key_value_pair
 from ultralytics.cfg.distillation.arguments import DistillationArgs
+from ultralytics.cfg.distillation.values import as_written, read_strings
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
 __all__ = ("parse_arguments",)
+
+AS_WRITTEN = {f.name for f in fields(DistillationArgs) if f.metadata["kind"].read is read_strings}
 
 
 def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -37,6 +40,8 @@ def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = No
     for argument in merge_equals_args(list(arguments)):
         if "=" in argument:
             key, value = parse_key_value_pair(argument)
+            if key in AS_WRITTEN:
+                value = as_written(argument.split("=", 1)[1].strip(), value)
         elif argument in switches:
             key, value = argument, True
         else:

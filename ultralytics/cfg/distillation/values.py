@@ -12,16 +12,71 @@ import numpy as np
 import yaml
 from ultralytics.cfg import smart_value
 
-__all__ = ("Kind", "as_list", "layer_lists", "plain_value", "read_list", "read_strings")
+__all__ = ("Kind", "as_list", "as_written", "layer_lists", "plain_value", "read_list", "read_strings")
+
+
+def as_list(value: Any) -> list:
+    """Return a value that stands for one, or for one per teacher, as a list; None as an empty one."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def read_list(text: str, loader: type) -> Any:
+    """Read a list as it is written on a command line, "[a, b]"; text that is none is returned as it is."""
+    try:
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError:
+        return text
+
+
+def read_value(value: Any) -> Any:
+    """Read an argument of numbers and choices: a list or a dict as it is written on a command line, and its values."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        value = read_list(value, yaml.SafeLoader)
+    return plain_value(value)
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value as args.yaml and checkpoints hold it, numbers read as upstream reads them, in dicts too."""
+    if isinstance(value, Mapping):
+        return {k: plain_value(v) for k, v in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return smart_value(value) if isinstance(value, str) else value
+
+
+def read_strings(value: Any) -> Any:
+    """Read an argument of strings: paths become strings, and "[a.pt, b.pt]" a list."""
+    if isinstance(value, str) and value.startswith("["):
+        value = read_list(value, yaml.BaseLoader)
+    if isinstance(value, (list, tuple)):
+        return [read_strings(x) for x in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_output(value: Any) -> Any:
+    """Read the names of outputs, which those that have none are told by their numbers for."""
+    value = read_value(value)
+    named = [str(x) if type(x) is int else x for x in as_list(value)]
+    return named if isinstance(value, (list, tuple)) else next(iter(named), value)
+
+
+def as_written(text: str, value: Any) -> Any:
+    """Return a value of strings as it was written, e.g. [01, 1e3], where upstream has evaluated it."""
+    if not isinstance(value, (list, dict, int, float)):
+        return value
+    written = read_list(text, yaml.BaseLoader)
+    kind = type(value) if isinstance(value, (list, dict)) else str
+    return written if isinstance(written, kind) else value
 
 
 class Kind(NamedTuple):
-    """What values a parameter takes: its types and its range, each in words and as a test."""
+    """What values a parameter takes: its types and its range, each in words and as a test, and how strings are read."""
 
     types: str
     is_type: Callable[[Any], bool]
     values: str
     in_range: Callable[[Any], bool]
+    read: Callable[[Any], Any] = read_value
 
 
 def _is_number(value: Any) -> bool:
@@ -34,11 +89,6 @@ def layer_lists(value: Any) -> list:
         return []
     is_pair = isinstance(value, (list, tuple)) and value and all(isinstance(x, (list, tuple)) for x in value)
     return list(value) if is_pair else [value]
-
-
-def as_list(value: Any) -> list:
-    """Return a value that stands for one, or for one per teacher, as a list; None as an empty one."""
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _is_network(value: Any) -> bool:
@@ -66,18 +116,21 @@ TEACHER = Kind(
     lambda v: all(isinstance(x, str) or _is_network(x) for x in as_list(v)),
     "a file, `torchvision:NAME`, `timm:NAME`, `self`, an `nn.Module`, or a list of these",
     lambda v: v != [] and all(x != "" for x in as_list(v)),
+    read_strings,
 )
 NAMES = Kind(
-    "None, list, dict or str",
+    "None, list, dict or str of names that are str or int",
     lambda v: v is None or _is_names(v),
     "class names as a list, a dict by index or a YAML file",
     lambda v: v is None or len(v) > 0,
+    read_strings,
 )
 OUTPUT = Kind(
     "None, str or a list of str",
     lambda v: all(x is None or isinstance(x, str) for x in as_list(v)),
     "`logits`, `probabilities`, `sigmoid`, or an output's name",
     lambda v: v != [] and all(x != "" for x in as_list(v)),
+    read_output,
 )
 SIZES = Kind(
     "None, int or a list of int",
@@ -104,12 +157,14 @@ HASH = Kind(
     lambda v: all(isinstance(x, str) for x in as_list(v)),
     "64 hexadecimal digits, or a list of such for several teachers",
     lambda v: v != [] and all(len(x) == 64 and not set(x.lower()) - set("0123456789abcdef") for x in as_list(v)),
+    read_strings,
 )
 RUN = Kind(
     "None, str or Path",
     lambda v: v is None or isinstance(v, (str, Path)),
     "a run's folder",
     lambda v: v is None or str(v) != "",
+    read_strings,
 )
 EPOCH = Kind("int", lambda v: type(v) is int, "0 or greater", lambda v: v >= 0)
 BOOL = _choice("bool", "True or False", True, False)
@@ -141,29 +196,3 @@ LAYERS = Kind(
         and all(x and all(i if isinstance(i, str) else i >= 0 for i in x) for x in lists)
     ),
 )
-
-
-def read_list(text: str, loader: type) -> Any:
-    """Read a list as it is written on a command line, "[a, b]"; text that is none is returned as it is."""
-    try:
-        return yaml.load(text, Loader=loader)
-    except yaml.YAMLError:
-        return text
-
-
-def plain_value(value: Any) -> Any:
-    """Return a value as args.yaml and checkpoints hold it, numbers read as upstream reads them, in dicts too."""
-    if isinstance(value, Mapping):
-        return {k: plain_value(v) for k, v in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    return smart_value(value) if isinstance(value, str) else value
-
-
-def read_strings(value: Any) -> Any:
-    """Read an argument of strings: paths become strings, and "[a.pt, b.pt]" a list."""
-    if isinstance(value, str) and value.startswith("["):
-        value = read_list(value, yaml.BaseLoader)
-    if isinstance(value, (list, tuple)):
-        return [read_strings(x) for x in value]
-    return str(value) if isinstance(value, Path) else value

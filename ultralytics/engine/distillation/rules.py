@@ -15,7 +15,9 @@ from ultralytics.cfg import TASK2DATA, get_save_dir
 from ultralytics.cfg.distillation import as_list
 from ultralytics.cfg.distillation.arguments import DENSE_LOSSES
 from ultralytics.engine.distillation.plan import Plan
+from ultralytics.nn.distillation.sources import CLASSIFIER
 from ultralytics.nn.distillation.teacher import CUDA_GRAPH_MODES
+from ultralytics.nn.distillation.teachers import SelfTeacher
 from ultralytics.utils import RANK
 from ultralytics.utils.distillation.registry import choose
 
@@ -113,6 +115,17 @@ def _method_reaches_no_process(plan: Plan) -> Exception | None:
     return None
 
 
+def _output_is_known(plan: Plan) -> Exception | None:
+    if plan.args.teacher_output is None:
+        return None
+    if plan.training.task == CLASSIFIER.task and plan.args.teacher != SelfTeacher.source:
+        return None
+    return ValueError(
+        f"'teacher_output={plan.args.teacher_output}' is for classifiers of others, and what the teacher of this run "
+        f"says is known. Leave it out."
+    )
+
+
 def _graphs_share_memory(plan: Plan) -> Exception | None:
     modes = plan.training.compile, plan.args.teacher_compile
     if not (plan.args.teacher_overlap and all(mode in CUDA_GRAPH_MODES for mode in modes)):
@@ -132,6 +145,7 @@ ARGUMENTS: tuple[Refusal, ...] = (
     _memory_is_not_shared,
     _network_reaches_no_process,
     _method_reaches_no_process,
+    _output_is_known,
     _graphs_share_memory,
 )
 
@@ -153,10 +167,11 @@ def _cache_cannot_be_written(plan: Plan) -> Exception | None:
 
 
 def _run_lies_among_images(plan: Plan) -> Exception | None:
-    run = get_save_dir(plan.training)
+    run = get_save_dir(plan.training).resolve()
     for split in ("train", "val", "test"):
         for folder in as_list(plan.data.get(split)):
-            if run.is_relative_to(Path(folder).resolve()):
+            linked = (x for x in Path(folder).glob("*") if x.is_symlink())  # e.g. a class's
+            if any(run.is_relative_to(x.resolve()) for x in (Path(folder), *linked)):
                 return ValueError(
                     f"The run's folder '{run}' would lie among the images in '{folder}', and what it draws would be "
                     f"taken for some of them. Give another one with 'project', or leave that out."

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ultralytics.engine.distillation.criterion import Lesson
 from ultralytics.engine.distillation.plan import Plan, Score
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.nn.distillation.files import content_of
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.teacher import Teacher
 from ultralytics.nn.distillation.teachers import SelfTeacher, Teachers
@@ -23,6 +25,21 @@ from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.distillation import DistillationLoss
 
 __all__ = ("DistillationTask",)
+
+
+def _unreadable(file: str, e: Exception) -> str:
+    """Return in words why no student can be read from a file, in which upstream failed."""
+    said, found = str(e), content_of(file)
+    if "YOLOv5" in said:
+        return "it is of YOLOv5, whose networks this release does not have"
+    if found and found.words != "a checkpoint":
+        return f"it holds {found.words}"
+    if isinstance(e, (KeyError, AttributeError)) or "references types" in said:
+        return "it holds weights alone, or another library's network, or one that 'YOLO.save' did not write"
+    if isinstance(e, ImportError):
+        return f"it needs code that is not here ({' '.join(said.split()):.100})"
+    fault = "damaged, cut short or no checkpoint" if os.path.getsize(file) else "empty (0 bytes)"
+    return f"no network can be read from it, as it is {fault} ({type(e).__name__})"
 
 
 class DistillationTask:
@@ -97,16 +114,11 @@ class DistillationTask:
             )
         try:
             network = load_checkpoint(file)[0].yaml if suffix == ".pt" else yaml_model_load(file)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as e:
+            what = "is a link that leads nowhere" if Path(file).is_symlink() else "does not exist"
+            raise FileNotFoundError(f"'model={model}' {what}. Give a student, e.g. {example}.") from e
         except Exception as e:  # of a file that may hold anything
-            said, what = str(e), f"no network can be read from it ({type(e).__name__})"
-            if "YOLOv5" in said:
-                what = "it is of YOLOv5, whose networks this release does not have"
-            elif isinstance(e, (KeyError, AttributeError)) or "references types" in said:
-                what = "it holds weights alone, or another library's network, and none of Ultralytics'"
-            elif isinstance(e, ImportError):
-                what = f"it needs code that is not here ({' '.join(said.split()):.100})"
+            what = _unreadable(file, e)
             raise ValueError(f"'model={model}' cannot be trained: {what}. Give a student, e.g. {example}.") from e
         unguessed = "detect" if "RTDETRDecoder" in str(network.get("head")) else None  # which upstream does not guess
         self.check_student(f"model={model}", guess_model_task(network) or unguessed)

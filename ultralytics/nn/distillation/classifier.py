@@ -25,7 +25,8 @@ __all__ = ("ClassificationTeacher", "TeacherEnsemble")
 
 
 MEANINGS = ("logits", "probabilities", "sigmoid")
-EXACT, ROUNDED = 1e-3, 0.1  # how far from 1 probabilities may sum to, in floating point and in 8 bits
+WHOLES = {1: 0.1, 100: 0.02, 255: 0.02}  # what probabilities, percents and bytes sum to, and how far off, rounded
+EXACT = 1e-3  # how far off in floating point
 TINY = torch.finfo(torch.float32).tiny
 LEAST_IMAGES = 4  # whose logits do not all lie between 0 and 1 by chance
 
@@ -36,6 +37,8 @@ class ClassificationTeacher(ProbeableTeacher):
     expected = CLASSIFIER
     recognised = "logits"  # what its answers were found to be
     rounded = False  # whether these are probabilities of few bits
+    taken: str | None = None  # of several outputs the one that is read
+    rivals: Sequence[str] = ()  # all of them that look like it
 
     def fuse(self, network: nn.Module) -> nn.Module:
         """Return an Ultralytics network with its convolutions and BatchNorm layers fused."""
@@ -53,6 +56,7 @@ class ClassificationTeacher(ProbeableTeacher):
         if not isinstance(logits, Tensor):
             return logits  # to be refused, see `check_answer`
         single = logits.ndim == 2 and logits.shape[1] == 1
+        logits = logits if logits.is_floating_point() else logits.float()
         if self.meaning == "probabilities" and not single:
             logits = logits.float().clamp_min(TINY).log()
         elif self.meaning in {"probabilities", "sigmoid"}:
@@ -72,7 +76,8 @@ class ClassificationTeacher(ProbeableTeacher):
         if isinstance(output, (tuple, list)):
             parts = {str(i): part for i, part in enumerate(output)}
         named = None if self.output in MEANINGS and self.output not in parts else self.output
-        if named is None and isinstance(logits := getattr(output, "logits", None), Tensor):
+        logits = getattr(output, "logits", parts.get("logits"))
+        if named is None and isinstance(logits, Tensor):
             return logits
         if named is not None:
             if named not in parts:
@@ -81,16 +86,25 @@ class ClassificationTeacher(ProbeableTeacher):
                     f"which has {list(parts) or 'one without a name'}."
                 )
             return parts[named]
-        rows = [part for part in parts.values() if isinstance(part, Tensor) and part.ndim == 2]
-        fitting = [row for row in rows if self.names is not None and row.shape[1] == len(self.names)]
-        return next(iter(fitting or rows), part_of(output))
+        rows = {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.ndim == 2}
+        fitting = {name for name, row in rows.items() if self.names is not None and row.shape[1] == len(self.names)}
+        self.rivals = [name for name in rows if name in fitting or not fitting]
+        self.taken = next(iter(self.rivals), None) if len(parts) > 1 else None
+        return rows[self.rivals[0]] if rows else part_of(output)
 
     def check_answer(self, answer: Any, count: int) -> None:
         """Refuse what is no finite row of logits per image, one per class name; recognise what these are.
 
         Raises:
-            ValueError: If the answer has another shape or is not finite.
+            ValueError: If the answer has another shape or is not finite, or `output` says what is known.
         """
+        fitted = self.output in MEANINGS and (self.waits_for_head or self.backbone)
+        if self.output is not None and (fitted or isinstance(self.model, ClassificationModel)):
+            known = "has a head that was fitted to give logits" if fitted else "is Ultralytics' own, which gives logits"
+            raise ValueError(
+                f"'teacher_output={self.output}' is for networks of others, and 'teacher={self.source}' {known}. Leave "
+                f"it out, or give a list with None for this teacher."
+            )
         if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != count or not answer.shape[1]:
             found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(
@@ -106,15 +120,19 @@ class ClassificationTeacher(ProbeableTeacher):
                 f"'teacher={self.source}' gives {answer.shape[1]} logits per image, but has {len(self.names)} class "
                 f"names. Name each of its classes with 'teacher_names'."
             )
-        if self.output in MEANINGS or isinstance(self.model, ClassificationModel) or self.waits_for_head:
+        if self.output in MEANINGS or isinstance(self.model, ClassificationModel):
             return
         single = answer.shape[1] == 2 and not answer[:, 0].any()  # one score that says which of two it is, see `read`
         scores = answer[:, 1:] if single else answer
         # Exported classifiers often end in a softmax; the logarithm gives logits back, up to a constant that no
-        # softmax sees. In 8 bits its values sum to 1 but for rounding
-        off = (scores.sum(1) - 1).abs().max().item()
-        if scores.shape[1] > 1 and (scores >= 0).all() and off < ROUNDED:
-            self.recognised, self.rounded = "probabilities", off > EXACT
+        # softmax sees. In 8 bits each of its values may be half a step off, so that small ones are lost
+        sums, steps = scores.double().sum(1), scores.double().unique().diff()
+        whole = min(WHOLES, key=lambda x: (sums - x).abs().max()) if count >= LEAST_IMAGES else 1
+        step = min([1 / 100, *(steps / whole).tolist()])
+        less, more = 1 - sums.min().item() / whole, sums.max().item() / whole - 1
+        lost = scores.shape[1] * step / 2
+        if scores.shape[1] > 1 and (scores >= 0).all() and less < WHOLES[whole] + lost and more < WHOLES[whole]:
+            self.recognised, self.rounded = "probabilities", max(less, more) > EXACT
         elif count >= LEAST_IMAGES and (scores >= 0).all() and (scores <= 1).all():
             self.recognised = "sigmoid"
 
@@ -185,6 +203,11 @@ class TeacherEnsemble(Teachers):
             if member.meaning != "logits":
                 few = ", rounded, so that small ones are lost: give one of more bits if there is" * member.rounded
                 notes.append(f"{member.source}: its answers are read as {member.meaning}{few}.")
+            if member.taken is not None:
+                like = f", as {len(member.rivals)} look alike" * (len(member.rivals) > 1)
+                notes.append(
+                    f"{member.source}: of its outputs '{member.taken}' is read{like}. 'teacher_output' names another."
+                )
             columns = [match[i] for i in classes]
             if columns != list(range(len(member.names))):
                 self._columns[k] = torch.tensor(columns)

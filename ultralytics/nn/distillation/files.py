@@ -6,14 +6,26 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ("content_of", "is_safetensors", "is_torchscript", "load_safetensors", "regular_file")
+__all__ = ("Content", "content_of", "is_safetensors", "is_torchscript", "load_safetensors", "regular_file")
 
 ONNX_FIELDS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42}  # that may follow the version, the first, in protobuf
 BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
+
+
+class Content(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        words (str): What it is, e.g. "an ONNX model".
+        mend (str): What it cannot teach for, and what lets it, the end of a sentence after "but".
+    """
+
+    words: str
+    mend: str
 
 
 def regular_file(path: str | Path, teacher: Any) -> str:
@@ -68,19 +80,28 @@ def is_safetensors(file: str) -> bool:
     return brace == b"{" and size < os.path.getsize(file)
 
 
-def content_of(file: str) -> str | None:
-    """Return what a file holds, in words, whatever its name is; None if that is not known."""
+def content_of(file: str) -> Content | None:
+    """Return what a file holds, whatever its name is; None if that is not known."""
+    named, renamed = f"e.g. 'teacher=timm:resnet18@{file}'", "give it a name, or a link of a name, that does"
     if is_safetensors(file):
-        return "safetensors weights"
+        return Content("safetensors weights", f"no network: name the one that they belong to, {named}")
     if is_torchscript(file):
-        return "a TorchScript program"
+        return Content("a TorchScript program", f"no weights for another network: give it as 'teacher={file}'")
     with open(file, "rb") as f:
-        start = f.read(len(BEFORE_ZIP))
-    if start == BEFORE_ZIP:
-        return "a checkpoint from before torch 1.6"
-    if start[:1] == b"\x08" and 0 < start[1] < 32 and start[2] in ONNX_FIELDS:
-        return "an ONNX model"
-    return "a checkpoint" if _holds(file, "/data.pkl") else None
+        start = f.read(256)
+    if start.startswith(BEFORE_ZIP):
+        trust = "set 'teacher_trusted=True' if you trust it, or save it again with a newer torch"
+        return Content("a checkpoint from before torch 1.6", f"none that can be read safely: {trust}")
+    if len(start) > 2 and start[0] == 8 and 0 < start[1] < 32 and start[2] in ONNX_FIELDS:
+        return Content("an ONNX model", f"its name does not end in '.onnx': {renamed}")
+    if start.startswith(b"version https://git-lfs"):
+        return Content("a pointer of Git LFS", "not the file: fetch that with 'git lfs pull'")
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return Content("a web page", "no network: download the file itself")
+    if _holds(file, "/data.pkl"):
+        network = f"or name the network that its weights belong to, {named}"
+        return Content("a checkpoint", f"its name does not end in '.pt': {renamed}, {network}")
+    return None
 
 
 def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[str, str]]:

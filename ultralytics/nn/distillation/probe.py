@@ -21,7 +21,9 @@ ANSWERS = (
     torch.clone,
     partial(torch.softmax, dim=1),
     partial(torch.log_softmax, dim=1),
+    torch.sigmoid,
 )  # that networks make of logits
+BLANK = -1.0, 4.0  # logits of a head without weights, from which one sees what the network makes of logits
 UNSEEN = 10.0  # by how much a class without images is less likely than any other, in logits
 
 
@@ -120,9 +122,9 @@ def put_head(network: nn.Module, name: str, features: int, classes: int) -> nn.M
 
 
 def _blank(features: int, classes: int) -> nn.Linear:
-    """Return a linear layer of zeros, which draws nothing from the random stream."""
+    """Return a linear layer without weights but a bias, that draws nothing from the random stream."""
     layer = nn.utils.skip_init(nn.Linear, features, classes).requires_grad_(False)
-    layer.weight.zero_(), layer.bias.zero_()
+    layer.weight.zero_(), layer.bias.copy_(torch.linspace(*BLANK, classes))
     return layer
 
 

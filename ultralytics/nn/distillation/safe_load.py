@@ -6,7 +6,9 @@ from __future__ import annotations
 import io
 import math
 import os
+import pathlib
 import pickle
+import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterable
@@ -21,7 +23,8 @@ from ultralytics.nn.distillation.files import content_of, is_torchscript
 from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils.patches import torch_load
 
-# Paths, which Python 3.13 names otherwise, and which are made of this system's kind
+sys.modules.setdefault("pathlib._local", pathlib)  # where Python 3.13's checkpoints say that paths are, students' too
+# Paths, which are made of this system's kind
 PATHS = {
     f"{module}.{name}": PurePath if name.startswith("Pure") else Path
     for module in ("pathlib", "pathlib._local")
@@ -77,20 +80,13 @@ def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultraly
             f"'teacher={teacher}' cannot be read safely by torch {torch.__version__}. Update to torch 2.6 or newer, or "
             f"set 'teacher_trusted=True' if you trust the file."
         )
-    if is_torchscript(file):
-        raise TypeError(
-            f"'teacher={teacher}' is a TorchScript program, not a checkpoint. Give it by itself, as 'teacher={file}'."
-        )
     try:
+        if is_torchscript(file):
+            raise zipfile.BadZipFile("it is no checkpoint")
         _check_sizes(file)
     except zipfile.BadZipFile as e:
         if found := content_of(file):
-            mend = "set 'teacher_trusted=True' if you trust it, or save it again with a newer torch"
-            if found == "an ONNX model":
-                mend = "give it a name, or a link of a name, that ends in '.onnx'"
-            if found == "safetensors weights":
-                mend = f"name the network that they belong to, e.g. 'teacher=timm:resnet18@{file}'"
-            raise TypeError(f"'teacher={teacher}' holds {found}: {mend}.") from e
+            raise TypeError(f"'teacher={teacher}' holds {found.words}, but {found.mend}.") from e
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: the file is damaged, cut short or no checkpoint of torch ({e}). "
             f"Copy or train it again."

@@ -10,6 +10,7 @@ from helpers import DISTILLATION_LOSSES, rows, spoil_pixels, train
 from PIL import Image
 from ultralytics import YOLO
 from ultralytics.models.distillation import TRAINERS
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER
 
 
@@ -156,6 +157,18 @@ def test_a_run_does_not_lie_among_its_images(task, overrides, settings_of):
         with pytest.raises(ValueError, match=rf"would lie among the images in '{folder}'.*'project'"):
             train({**given, "project": str(project)}, TRAINERS[task])
     assert {x for x in folder.parent.rglob("*") if x.suffix != ".cache"} <= before
+
+
+def test_a_run_does_not_lie_among_images_that_are_linked(overrides, tmp_path):
+    data, elsewhere = Path(overrides["data"]), tmp_path / "elsewhere"
+    for split in ("train", "val"):
+        shutil.copytree(data / split, tmp_path / "data" / split)
+    (tmp_path / "data" / "train" / "3").rename(elsewhere)
+    (tmp_path / "data" / "train" / "3").symlink_to(elsewhere)
+    given = {**overrides, "data": str(tmp_path / "data"), "project": str(elsewhere / "runs")}
+    with pytest.raises(ValueError, match=f"would lie among the images in '{tmp_path / 'data' / 'train'}'"):
+        DistillationClassificationTrainer(overrides=given)
+    assert not (elsewhere / "runs").exists()
 
 
 @pytest.mark.parametrize(

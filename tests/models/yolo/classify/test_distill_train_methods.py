@@ -309,7 +309,7 @@ def test_training_without_labels(overrides, tmp_path):
         DistillationClassificationTrainer(overrides={**settings, "response_method": "dkd"})
     (data / "val" / "eleven").mkdir()
     (data / "val" / "eleven" / "0.png").write_bytes((data / "train" / "pile" / "0.png").read_bytes())
-    with pytest.raises(ValueError, match=r"none of them: \['eleven'\]"):
+    with pytest.raises(ValueError, match=r"none of them: \['eleven'\]. Name its folders like the .* 'teacher_names'"):
         DistillationClassificationTrainer(overrides=settings)
 
 
@@ -326,7 +326,7 @@ def test_folders_that_upstream_made_of_ndjson_are_named_by_it(known, overrides, 
     YAML.save(data / ".ndjson.yaml", {"names": names})
     settings = {**overrides, "data": str(data), "distill_beta": 0.0}
     if not known:
-        with pytest.raises(ValueError, match=r"none of them: \['eleven'\]"):
+        with pytest.raises(ValueError, match=r"of them: \['eleven'\]. Name the teacher's classes like those, with"):
             DistillationClassificationTrainer(overrides=settings)
         return
     trainer = train(settings)

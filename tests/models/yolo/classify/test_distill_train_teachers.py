@@ -280,6 +280,16 @@ def test_self_distillation_that_never_starts_is_refused(overrides):
         )
 
 
+@pytest.mark.parametrize(("scale", "warned"), [(1, False), (1000, True)])
+def test_an_answer_that_says_what_labels_say_is_warned_of(scale, warned, overrides, said):
+    network = Centroids()
+    network.forward = lambda x: Centroids.forward(network, x) * scale
+    train({**overrides, **RESPONSE, "teacher": network, "fraction": 0.1})
+    warnings = [line for line in said["warning"] if "says little more than labels do at 'temperature=4'" in line]
+    assert len(warnings) == warned
+    assert all("0.0% of the greatest entropy" in line and "raise 'temperature'" in line for line in warnings)
+
+
 @pytest.mark.parametrize("output", ["logits", "sigmoid", None])
 def test_an_answer_that_says_nothing_at_this_temperature_is_warned_of(output, overrides, said):
     """Scores between 0 and 1, each for itself, are alike once they are softened as logits; they are recognised."""

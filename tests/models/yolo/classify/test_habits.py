@@ -12,7 +12,7 @@ import torch
 import torchvision
 from helpers import rows, train, write_digits
 from PIL import Image
-from teachers import seen
+from teachers import seen, with_path
 from ultralytics import YOLO
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
@@ -182,3 +182,13 @@ def test_checkpoints_are_read_by_the_restricted_unpickler(overrides):
     for file in (trainer.last, trainer.best):
         found = load_checkpoint_file(str(file), file, ultralytics=True)
         assert all(isinstance(v, (str, int, float, bool, list, dict, type(None))) for v in found["train_args"].values())
+
+
+@pytest.mark.parametrize("argument", ["model", "pretrained"])
+def test_a_student_that_a_newer_python_has_saved(argument, overrides, tmp_path):
+    """It names paths otherwise."""
+    student = tmp_path / "yolo11n-cls.pt"
+    YOLO("yolo11n-cls.yaml").save(student)
+    file = with_path(student, tmp_path / "newer.pt", "pathlib._local", "PosixPath")
+    trainer = train({**overrides, argument: str(file), "fraction": 0.1})
+    assert len(rows(trainer)) == 1

@@ -42,10 +42,15 @@ __all__ = ("ClassificationTask",)
 CHECKED_IMAGES = 512
 SEEN_IMAGES = 8
 CLEARLY = 0.05  # of the images
-MOST_ENTROPY = 0.99  # of a softened answer, of that of one that is the same for all classes
+LEAST_ENTROPY, MOST_ENTROPY = 0.001, 0.99  # of a softened answer, of that of one that is the same for all classes
 TOO_SOFT = (
     "says next to nothing at 'temperature={:g}': its softened answers have {:.1%} of the greatest entropy. If they are "
     "probabilities or scores and no logits, tell it with 'teacher_output'; else lower 'temperature'."
+)
+TOO_HARD = (
+    "says little more than labels do at 'temperature={:g}': its softened answers have {:.1%} of the greatest entropy. "
+    "If they are scores of another scale, e.g. from 0 to 100, give the network without what scales them; else raise "
+    "'temperature'."
 )
 CHECK_ADVICE = "Check its classes, 'teacher_imgsz', 'teacher_mean' and 'teacher_std', or give a better one."
 
@@ -81,10 +86,15 @@ def _class_folders(folder: Path) -> Iterator[Path]:
     return (x for x in sorted(folder.iterdir()) if x.is_dir() and next(_images_in(x), None))
 
 
-def _classes_of(folder: Path) -> dict[str, str]:
-    """Return class names by those of their folders, which are indices where upstream has made a set of NDJSON."""
+def _names_beside(folder: Path) -> dict[str, str]:
+    """Return class names by their indices, which name the folders where upstream has made a set of NDJSON."""
     known = folder.parent / ".ndjson.yaml"
-    names = {str(i): str(name) for i, name in YAML.load(known)["names"].items()} if known.is_file() else {}
+    return {str(i): str(name) for i, name in YAML.load(known)["names"].items()} if known.is_file() else {}
+
+
+def _classes_of(folder: Path) -> dict[str, str]:
+    """Return class names by those of their folders."""
+    names = _names_beside(folder)
     return {x.name: names.get(x.name, x.name) for x in folder.iterdir() if x.is_dir() and x.name[0] != "."}
 
 
@@ -185,10 +195,11 @@ class ClassificationTask(DistillationTask):
                 f"'response_method={method}' needs them. Set e.g. 'response_method=kl'."
             )
         if unknown := sorted(measured - set(teacher.names)):
+            folders = f"its folders like the teacher's classes, of which there are {len(teacher.names)}, e.g. "
+            mend = "" if _names_beside(split) else f"{folders}'{teacher.names[0]}', or "
             raise ValueError(
                 f"Without labels the student learns the teacher's classes, but '{split}' has folders that are none of "
-                f"them: {unknown[:5]}. Name its folders like the teacher's classes, of which there are "
-                f"{len(teacher.names)}, e.g. '{teacher.names[0]}'."
+                f"them: {unknown[:5]}. Name {mend}the teacher's classes like those, with 'teacher_names'."
             )
         count = len(teacher.names)
         plan = replace(plan, labelled=False, data={**data, "names": dict(enumerate(teacher.names)), "nc": count})
@@ -289,9 +300,13 @@ class ClassificationTask(DistillationTask):
                 fault = f", and always naming the most frequent class {most / count:.1%}"
             else:
                 found.append((False, f"{said}."))
-                spread = normalized_entropy(answer, plan.args.temperature) if plan.uses_temperature else 0.0
-                if spread > MOST_ENTROPY:
-                    found.append((True, f"'teacher={member.source}' {TOO_SOFT.format(plan.args.temperature, spread)}"))
+                if not plan.uses_temperature:
+                    continue
+                spread = normalized_entropy(answer, plan.args.temperature)
+                for fits, words in ((spread > MOST_ENTROPY, TOO_SOFT), (spread < LEAST_ENTROPY, TOO_HARD)):
+                    if fits:
+                        words = words.format(plan.args.temperature, spread)
+                        found.append((True, f"'teacher={member.source}' {words}"))
                 continue
             found.append((True, f"{said}{fault}: it has nothing to teach. {CHECK_ADVICE}"))
         found += self._sizes(plan, dataset, batch, [_accuracy(x, labels) for x in logits])

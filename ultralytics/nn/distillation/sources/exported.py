@@ -23,6 +23,7 @@ TYPES = {
     "tensor(uint8)": torch.uint8,  # from 0 to 255
 }
 LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]?[\x01-\x7f])", re.DOTALL)  # in protobuf; a name's length
+EXAMPLE = 64  # pixels of an image to try
 MAX_SIDE = 2048  # pixels, and images at a time, that an ONNX file may ask for
 
 
@@ -48,6 +49,8 @@ class _OnnxNetwork(nn.Module):
         sides = self.input.shape[1:]
         self.takes_bytes = TYPES.get(self.input.type) == torch.uint8
         self.channels_last = len(sides) == 3 and sides[2] in CHANNELS and sides[0] not in CHANNELS
+        if len(sides) == 3 and not any(isinstance(d, int) for d in sides):
+            self.channels_last = not self._takes(3, EXAMPLE, EXAMPLE) and self._takes(EXAMPLE, EXAMPLE, 3)
 
     def _open(self) -> Any:
         """Return a session on the device, the CPU if ONNX Runtime has no other."""
@@ -59,6 +62,15 @@ class _OnnxNetwork(nn.Module):
         if self.device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": self.device.index or 0}))
         return onnxruntime.InferenceSession(self.file, options, providers)
+
+    def _takes(self, *sides: int) -> bool:
+        """Tell whether the graph answers an image of a shape, which its file leaves open."""
+        batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else 1
+        image = torch.zeros(batch, *sides, dtype=TYPES.get(self.input.type)).numpy()
+        try:
+            return bool(self.session.run(None, {self.input.name: image}))
+        except Exception:  # onnxruntime's exceptions share no class of their own
+            return False
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the graph's output on the device of the images, several by name.

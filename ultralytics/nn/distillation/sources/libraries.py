@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,16 @@ __all__ = ("LIBRARIES", "OPTIONS", "build_network", "head_layers", "timm_recipe"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPTIONS = ("transform_input", "aux_logits")  # of TorchVision's Inception networks, with and without weights
 STATE_KEYS = (  # where training loops keep the weights, the averaged ones before the others
-    *("model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net"),
+    *("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "teacher", "student"),
 )
+LOSSES = {
+    "criterion",
+    "loss",
+    "loss_fn",
+    "loss_func",
+}  # that training loops hold beside the network, with class weights
+TRANSFORMERS = re.compile(r"\.(embeddings|embedder|encoder\.(layer|stages))\.")  # in names of Hugging Face's weights
 
 
 def _open_torchvision(name: str, file: str, imgsz: int | None, trusted: bool, grows_head: bool) -> Source:
@@ -192,7 +201,7 @@ def _open_weights(
     network = build(2, resized) if resized else network
     expected = network.state_dict()
     head = _growing(expected, build(3, resized).state_dict())
-    state = _head_alone(state, head, teacher)
+    state = _head_renamed(state, expected, head, teacher)
     # Only a head that is there as a whole is built
     sizes = {len(state[k]) if state[k].ndim else 0 for k in head if k in state}
     recipe: dict[str, Any] = {}
@@ -211,7 +220,7 @@ def _open_weights(
         if k in state and state[k].shape != v.shape
     ]
     beside = _config_beside(file)
-    if missing and "transformers_version" in beside:
+    if missing and ("transformers_version" in beside or any(map(TRANSFORMERS.search, state))):
         raise TypeError(
             f"'teacher={teacher}' holds weights of Hugging Face's transformers, which names them otherwise than "
             f"{library}. Load them in Python, 'AutoModelForImageClassification.from_pretrained("
@@ -267,26 +276,34 @@ def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], teach
     return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
-def _head_alone(state: dict[str, Tensor], head: Sequence[str], teacher: str) -> dict[str, Tensor]:
-    """Return weights whose head may be a linear layer behind others without weights, e.g. dropout.
+def _head_renamed(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: Sequence[str], teacher: str
+) -> dict[str, Tensor]:
+    """Return weights in which the head has the library's name, where it lies inside that or is what holds it there.
+
+    So it is where someone has put a linear layer behind others without weights, e.g. dropout, in the place of the head,
+    or one in the place of such. What a loss has kept beside the network is left out.
 
     Raises:
-        TypeError: If there are several with weights: what lies between them is not known.
+        TypeError: If several layers are in its place: what lies between them is not known.
     """
-    for layer in {name.rpartition(".")[0] for name in head if name not in state}:
-        inner = {name.split(".")[layer.count(".") + 1] for name in state if name.startswith(f"{layer}.")}
-        inner = {place for place in inner if place.isdecimal()}
-        if len(inner) > 1:
+    state = {name: weight for name, weight in state.items() if name.split(".")[0] not in LOSSES or name in expected}
+    other = _layers_of(name for name in state if name not in expected)
+    lacking = _layers_of(name for name in head if name not in state)
+    if len(other) != 1 or len(lacking) != 1:
+        inside = [layer for layer in other for place in lacking if layer.startswith(f"{place}.")]
+        if len(inside) > 1:
             raise TypeError(
-                f"'teacher={teacher}' has a head '{layer}' of {len(inner)} layers, and a state dict does not say what "
-                f"lies between them. Build the network in Python, load the weights, and give it as 'teacher'."
+                f"'teacher={teacher}' has a head '{lacking[0]}' of {len(inside)} layers, and a state dict does not say "
+                f"what lies between them. Build the network in Python, load the weights, and give it as 'teacher'."
             )
-        for start in (f"{layer}.{place}." for place in inner):
-            state = {
-                f"{layer}.{name.removeprefix(start)}" if name.startswith(start) else name: weight
-                for name, weight in state.items()
-            }
-    return state
+        return state
+    (theirs,), (ours,) = other, lacking
+    if not (theirs.startswith(f"{ours}.") or ours.startswith(f"{theirs}.")):
+        return state
+    renamed = {f"{ours}.{k.removeprefix(f'{theirs}.')}" if k not in expected else k: v for k, v in state.items()}
+    fits = all(name in renamed and renamed[name].shape[1:] == expected[name].shape[1:] for name in head)
+    return renamed if fits and len(renamed) == len(state) else state
 
 
 def _config_beside(file: str) -> dict[str, Any]:

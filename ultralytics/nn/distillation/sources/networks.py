@@ -24,12 +24,11 @@ __all__ = ("open_module", "open_ultralytics")
 def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected) -> Source:
     """Open a checkpoint of Ultralytics' own, of the task that is expected."""
     if Path(file).suffix != ".pt":
-        what = "is no '.pt', ONNX or TorchScript file"
         if found := content_of(file):
-            what = f"holds {found}, but its name does not end in '.pt'"
+            raise TypeError(f"'teacher={teacher}' holds {found.words}, but {found.mend}.")
         raise TypeError(
-            f"'teacher={teacher}' {what}. Give the 'best.pt' of a {expected.noun} training, or a link of such a name "
-            f"to it, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
+            f"'teacher={teacher}' is no '.pt', ONNX or TorchScript file. Give the 'best.pt' of a {expected.noun} "
+            f"training, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
         )
     ckpt = load_checkpoint_file(file, teacher, trusted, ultralytics=True)
     if isinstance(ckpt, nn.Module):  # saved as a whole, which only a trusted file can be
