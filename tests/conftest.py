@@ -7,6 +7,7 @@ import tempfile
 # Before ultralytics is imported: its settings, datasets and runs belong to this test run alone
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="distillation-tests-")
 os.environ["YOLO_OFFLINE"] = "True"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores, each with a thread
 
 import shutil
 from io import BytesIO

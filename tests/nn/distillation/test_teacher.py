@@ -199,6 +199,21 @@ def test_under_autocast_weights_are_cast_once(kind, teacher):
         assert torch.equal(frozen(images)[0], expected)
 
 
+def test_what_is_compiled_has_its_weights_cast_too(teacher, monkeypatch):
+    shapes = compiles(monkeypatch)
+    frozen, images = Teacher(teacher), torch.rand(4, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        frozen.cast(images[:2])
+        with Casts() as alone:
+            expected, _ = frozen(images)
+        frozen.compile("default", images.shape)
+        with Casts() as compiled:
+            answer, _ = frozen(images)
+    assert shapes == [("default", (4, 3, 32, 32))]
+    assert torch.equal(answer, expected)
+    assert compiled.count == alone.count
+
+
 @pytest.mark.parametrize(
     ("device", "side", "kind", "expected"),
     [

@@ -200,9 +200,10 @@ class Distiller(Undistilled):
             return_memory()
             self._let_go = True
         elif args.teacher_compile:
-            self.teacher.compile(
-                args.teacher_compile, (batch, self.plan.data["channels"], self.plan.imgsz, self.plan.imgsz)
-            )
+            with self._precision:
+                self.teacher.compile(
+                    args.teacher_compile, (batch, self.plan.data["channels"], self.plan.imgsz, self.plan.imgsz)
+                )
 
     def _schedule(self, epoch: int, epochs: int) -> None:
         """Set what depends on the epoch."""

@@ -170,7 +170,7 @@ def _run_lies_among_images(plan: Plan) -> Exception | None:
     run = get_save_dir(plan.training).resolve()
     for split in ("train", "val", "test"):
         for folder in as_list(plan.data.get(split)):
-            linked = (x for x in Path(folder).glob("*") if x.is_symlink())  # e.g. a class's
+            linked = (x for x in Path(folder).glob("*") if x.is_symlink() and x.is_dir())  # e.g. a class's
             if any(run.is_relative_to(x.resolve()) for x in (Path(folder), *linked)):
                 return ValueError(
                     f"The run's folder '{run}' would lie among the images in '{folder}', and what it draws would be "

@@ -286,6 +286,8 @@ class Teacher:
     def compile(self, mode: bool | str, shape: Sequence[int]) -> None:
         """Compile the network for batches of one shape; those of another are answered by the network as it is.
 
+        It is compiled for the precision in force, in which it then has to be asked.
+
         Args:
             mode (bool | str): Mode of `torch.compile`, True for its default one; False to be as it is again.
             shape (Sequence[int]): Shape of the images, (B, channels, H, W), before they are resized.
@@ -295,8 +297,8 @@ class Teacher:
         if not mode:
             self._compiled, self._compiled_shape = None, ()
             return
-        module = _WithFeatures(self.model, self.levels)
-        self._compiled = attempt_compile(module, next(self.model.parameters()).device, mode=mode)
+        device = next(self.model.parameters()).device
+        self._compiled = attempt_compile(_WithFeatures(self._network(device.type), self.levels), device, mode=mode)
         self._compiled_shape = tuple(shape)
         self._in_graphs = mode in CUDA_GRAPH_MODES
 
