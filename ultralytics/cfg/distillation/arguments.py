@@ -143,8 +143,8 @@ class DistillationArgs:
     def __post_init__(self):
         """Read strings, then check each value and the values together."""
         for f in fields(self):
-            kind, value = f.metadata["kind"], getattr(self, f.name)
-            value = kind.read(value)
+            kind = f.metadata["kind"]
+            value = kind.read(getattr(self, f.name))
             object.__setattr__(self, f.name, value)  # the dataclass is frozen
             if not kind.is_type(value):
                 raise TypeError(

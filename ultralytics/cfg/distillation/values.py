@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from ultralytics.cfg import smart_value
 
-__all__ = ("Kind", "as_list", "as_written", "layer_lists", "plain_value", "read_list", "read_strings")
+__all__ = ("Kind", "as_list", "as_written", "layer_lists", "read_strings")
 
 
 def as_list(value: Any) -> list:

@@ -37,8 +37,7 @@ class ClassificationTeacher(ProbeableTeacher):
     expected = CLASSIFIER
     recognised = "logits"  # what its answers were found to be
     rounded = False  # whether these are probabilities of few bits
-    taken: str | None = None  # of several outputs the one that is read
-    rivals: Sequence[str] = ()  # all of them that look like it
+    read_of: Sequence[str] = ()  # of several outputs, unless one is named, those that look alike: the first is read
 
     def fuse(self, network: nn.Module) -> nn.Module:
         """Return an Ultralytics network with its convolutions and BatchNorm layers fused."""
@@ -88,9 +87,9 @@ class ClassificationTeacher(ProbeableTeacher):
             return parts[named]
         rows = {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.ndim == 2}
         fitting = {name for name, row in rows.items() if self.names is not None and row.shape[1] == len(self.names)}
-        self.rivals = [name for name in rows if name in fitting or not fitting]
-        self.taken = next(iter(self.rivals), None) if len(parts) > 1 else None
-        return rows[self.rivals[0]] if rows else part_of(output)
+        alike = [name for name in rows if name in fitting or not fitting]
+        self.read_of = alike if len(parts) > 1 else ()
+        return rows[alike[0]] if alike else part_of(output)
 
     def check_answer(self, answer: Any, count: int) -> None:
         """Refuse what is no finite row of logits per image, one per class name; recognise what these are.
@@ -203,10 +202,10 @@ class TeacherEnsemble(Teachers):
             if member.meaning != "logits":
                 few = ", rounded, so that small ones are lost: give one of more bits if there is" * member.rounded
                 notes.append(f"{member.source}: its answers are read as {member.meaning}{few}.")
-            if member.taken is not None:
-                like = f", as {len(member.rivals)} look alike" * (len(member.rivals) > 1)
+            if alike := member.read_of:
+                like = f", as {len(alike)} look alike" * (len(alike) > 1)
                 notes.append(
-                    f"{member.source}: of its outputs '{member.taken}' is read{like}. 'teacher_output' names another."
+                    f"{member.source}: of its outputs '{alike[0]}' is read{like}. 'teacher_output' names another."
                 )
             columns = [match[i] for i in classes]
             if columns != list(range(len(member.names))):

@@ -26,12 +26,7 @@ STATE_KEYS = (  # where training loops keep the weights, the averaged ones befor
     *("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema"),
     *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "teacher", "student"),
 )
-LOSSES = {
-    "criterion",
-    "loss",
-    "loss_fn",
-    "loss_func",
-}  # that training loops hold beside the network, with class weights
+LOSSES = {"criterion", "loss", "loss_fn", "loss_func"}  # which may keep weights of classes beside the network
 TRANSFORMERS = re.compile(r"\.(embeddings|embedder|encoder\.(layer|stages))\.")  # in names of Hugging Face's weights
 
 
