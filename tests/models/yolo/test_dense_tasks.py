@@ -368,7 +368,7 @@ def test_teachers_that_are_none_are_refused(settings_of, prepared, teacher):
         TRAINERS["detect"](overrides={**settings, "teacher": "model.engine"})
     with pytest.raises(ValueError, match="names several teachers"):
         TRAINERS["detect"](overrides={**settings, "teacher": [settings["teacher"]] * 2})
-    with pytest.raises(ValueError, match="'teacher_output=sigmoid' is for classifiers alone"):
+    with pytest.raises(ValueError, match="'teacher_output=sigmoid' is for classifiers of others"):
         TRAINERS["detect"](overrides={**settings, "teacher_output": "sigmoid"})
     with pytest.raises(TypeError, match=r"cannot teach a detection model.* Give a YOLO checkpoint"):
         TRAINERS["detect"](overrides={**settings, "teacher": torch.nn.Conv2d(3, 8, 3)})

@@ -55,12 +55,6 @@ def _several_teachers(plan: Plan) -> Exception | None:
     )
 
 
-def _answer_is_known(plan: Plan) -> Exception | None:
-    if plan.args.teacher_output is None:
-        return None
-    return ValueError(f"'teacher_output={plan.args.teacher_output}' is for classifiers alone. Leave it out.")
-
-
 def _views_do_not_repeat(plan: Plan) -> Exception | None:
     given = [name for name in JOINING if getattr(plan.training, name)]
     if not (plan.args.teacher_cache and given):
@@ -99,7 +93,7 @@ class DetectionTask(DistillationTask):
     }
     charts = CHARTS
     views_repeat = True
-    refusals = (_several_teachers, _answer_is_known, _views_do_not_repeat)
+    refusals = (_several_teachers, _views_do_not_repeat)
 
     def join(self, members: Sequence[DenseTeacher], plan: Plan) -> DenseTeachers:
         """Return the teacher, its classes to be matched by name."""
