@@ -1,18 +1,16 @@
 # Ultralytics AGPL-3.0 License - https://ultralytics.com/license
-"""Train an Ultralytics model of any task, with or without a teacher, or both ways to compare them.
+"""Train an Ultralytics model of any task, with or without a teacher: `yolo-distill` with settings of your own.
 
-The task is that of `model`: a classifier, a detector, or a network of masks, keypoints or oriented boxes.
-
-A network that was trained on other classes becomes a teacher by `teacher_probe=True`, or by `probe` without training.
+The settings are those below. What the command line gives stands above them.
 
 Usage:
     python train.py model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
     python train.py use_distillation=False model=yolo11n-cls.yaml data=path/to/dataset epochs=50
     python train.py resume=path/to/last.pt
-    python train.py probe teacher=timm:NAME data=path/to/dataset
     python train.py model=yolo11n.yaml teacher=path/to/detector.pt data=path/to/dataset.yaml epochs=100
-    python train.py compare seeds=3 model=yolo11n-cls.yaml teacher=path/to/best.pt data=path/to/dataset epochs=50
-    python train.py    # the settings below: the digits and the teacher that distill_train_example.py has made
+    python train.py    # the digits and the teacher that distill_train_example.py has made
+
+    python train.py check|compare|probe|report|methods ...    # as yolo-distill does
 
 Arguments are key=value, as for the `yolo` command: every Ultralytics training argument, `use_distillation`, and the
 arguments of distillation. `python train.py --help` lists these with their defaults.
@@ -21,17 +19,13 @@ arguments of distillation. `python train.py --help` lists these with their defau
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
-from ultralytics.engine.distillation.compare import compare
-from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.distillation import find_trainer
+from ultralytics.models.distillation.command import COMMANDS, help_text, read_command
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-from ultralytics.utils import LOGGER, SETTINGS
+from ultralytics.utils import SETTINGS
 
 MODEL = "yolo11n-cls.yaml"
 TRAINING = {  # used unless `data` is given on the command line, with the example's newest teacher
@@ -51,66 +45,40 @@ def example_teacher() -> str | None:
     return newest and str(newest)
 
 
-def check_cuda() -> bool:
-    """Log what the training will run on, and return whether it is a CUDA device."""
-    if torch.cuda.is_available():
-        LOGGER.info(f"CUDA is available: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}.")
-        return True
-    LOGGER.info("CUDA is not available: training runs on the CPU, which is slow for large images and datasets.")
-    return False
+def settings_for(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training: those given, and for the rest those of this file.
+
+    Raises:
+        FileNotFoundError: If there is no dataset, and none of the example's.
+        ValueError: If there is none for a task that the example's is not of.
+    """
+    if given.get("resume"):
+        return given  # the checkpoint holds the rest
+    if "data" in given:
+        return {"model": MODEL, **given}
+    if find_trainer({"model": MODEL, **given}) is not DistillationClassificationTrainer:
+        raise ValueError("No 'data=' given. Give a dataset of the model's task, e.g. 'data=path/to/dataset.yaml'.")
+    settings = {"model": MODEL, "teacher": example_teacher(), **TRAINING, **given}
+    if not Path(settings["data"]).is_dir() or settings["teacher"] is None:
+        raise FileNotFoundError(
+            "No 'data=' given, and the example's digits and teacher are not there. Give 'data=path/to/dataset' and "
+            "'teacher=path/to/best.pt', or run 'python distill_train_example.py' once."
+        )
+    return settings
 
 
-def train_normal(settings: dict[str, Any]) -> BaseTrainer:
-    """Train the student alone and return its trainer; distillation arguments have no effect."""
-    _, training = DistillationArgs.split(settings)
-    trainer = find_trainer(settings).task.plain_trainer(overrides=training)
-    trainer.train()
-    return trainer
-
-
-def train_with_distillation(settings: dict[str, Any]) -> BaseTrainer:
-    """Train the student with its teacher and return its trainer."""
-    trainer = find_trainer(settings)(overrides=settings)
-    trainer.train()
-    return trainer
-
-
-def main(arguments: list[str]) -> BaseTrainer | None:
-    """Train, compare or fit a teacher's head, with the settings of this file and those of the command line."""
+def main(arguments: list[str]) -> Any:
+    """Do what the command line says, `train` if it names no command, and return what that gives."""
     use_distillation = True  # False trains the same student without a teacher
 
     if {"-h", "--help", "help"} & set(arguments):
-        print(__doc__, "Arguments of distillation, with the defaults of classifiers:", sep="\n")
-        for f in fields(DistillationArgs):
-            print(f"    {f.name}={f.default}: {f.metadata['meaning']}")
+        print(help_text(__doc__))
         return None
-    command = arguments[0] if arguments[:1] in (["compare"], ["probe"]) else None
-    given = parse_arguments(arguments[command is not None :], {"use_distillation": use_distillation})
-    use_distillation = given.pop("use_distillation", use_distillation)
-    if given.get("resume"):
-        settings = given  # the checkpoint holds the rest
-    elif "data" in given:
-        settings = {"model": MODEL, **given}
-    elif find_trainer({"model": MODEL, **given}) is not DistillationClassificationTrainer:
-        raise ValueError("No 'data=' given. Give a dataset of the model's task, e.g. 'data=path/to/dataset.yaml'.")
-    else:
-        settings = {"model": MODEL, "teacher": example_teacher(), **TRAINING, **given}
-        if not Path(settings["data"]).is_dir() or settings["teacher"] is None:
-            raise FileNotFoundError(
-                "No 'data=' given, and the example's digits and teacher are not there. Give 'data=path/to/dataset' and "
-                "'teacher=path/to/best.pt', or run 'python distill_train_example.py' once."
-            )
-    check_cuda()
-    if command == "compare":
-        compare(find_trainer(settings), settings)
-        return None
-    if command == "probe":
-        unused = {"feature_distill": False, "attention_distill": False}  # no student learns here
-        own = {"name": "probe", **settings, **unused, "teacher_probe": True}
-        trainer = DistillationClassificationTrainer(overrides=own)
-        LOGGER.info(f"To be given as 'teacher={trainer.probe()}'")
-        return None
-    return train_with_distillation(settings) if use_distillation else train_normal(settings)
+    named = arguments[:1] and arguments[0] in COMMANDS
+    command, given = read_command(arguments if named else ["train", *arguments])
+    if command not in {"report", "methods"}:
+        given = settings_for({"use_distillation": use_distillation, **given})
+    return COMMANDS[command](given)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from helpers import TRAINING
 from safetensors.torch import save_file
 from teachers import seen
 from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.models.distillation.command import check_cuda
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
@@ -83,14 +84,14 @@ def test_resumes(overrides):
 
 def test_says_what_it_runs_on(monkeypatch):
     said = []
-    monkeypatch.setattr(train.LOGGER, "info", said.append)
+    monkeypatch.setattr(LOGGER, "info", said.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train.check_cuda() is False
+    assert check_cuda() is False
     assert "CPU" in said[0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    assert train.check_cuda() is True
+    assert check_cuda() is True
     assert "2 x a GPU" in said[1]
 
 

@@ -11,6 +11,7 @@ from helpers import TRAINING
 from scipy import stats
 from ultralytics.engine.distillation import compare as comparison
 from ultralytics.engine.distillation.compare import compare, evaluate, summarise, table, train_student
+from ultralytics.models.distillation import command
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 
 import train
@@ -146,7 +147,7 @@ def test_a_damaged_run_starts_anew(settings, tmp_path, monkeypatch):
 
 def test_the_command(settings, monkeypatch):
     compared = []
-    monkeypatch.setattr(train, "compare", lambda *arguments: compared.append(arguments))
+    monkeypatch.setattr(command, "compare", lambda *arguments: compared.append(arguments))
     assert train.main(["compare", *(f"{k}={v}" for k, v in settings.items())]) is None
     ((trainer_class, given),) = compared
     assert trainer_class is DistillationClassificationTrainer

@@ -72,8 +72,8 @@ def test_the_host_does_not_wait_for_what_two_heads_say(task, family, settings_of
 @pytest.mark.slow
 def test_a_comparison_is_made_on_the_tasks_own_figure(settings_of):
     settings = settings_of("pose", fraction=0.34, seeds=2)
-    assert train_script(["compare", *(f"{k}={v}" for k, v in settings.items())]) is None
-    folder = Path(settings["project"]) / "compare"
+    folder = train_script(["compare", *(f"{k}={v}" for k, v in settings.items())])
+    assert folder == Path(settings["project"]) / "compare"
     report = json.loads((folder / "compare.json").read_text())
     assert {variant: list(by_seed) for variant, by_seed in report["pose_map"].items()} == {
         "plain": ["0", "1"],

@@ -3,6 +3,6 @@
 
 from ultralytics.cfg.distillation.arguments import DistillationArgs
 from ultralytics.cfg.distillation.command_line import parse_arguments
-from ultralytics.cfg.distillation.values import as_list
+from ultralytics.cfg.distillation.values import as_list, read_strings
 
-__all__ = ("DistillationArgs", "as_list", "parse_arguments")
+__all__ = ("DistillationArgs", "as_list", "parse_arguments", "read_strings")

@@ -10,7 +10,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,17 @@ from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import get_cpu_info
 
-__all__ = ("compare", "evaluate", "machine", "run_name", "summarise", "table", "train_student", "train_students")
+__all__ = (
+    "compare",
+    "compare_files",
+    "evaluate",
+    "machine",
+    "run_name",
+    "summarise",
+    "table",
+    "train_student",
+    "train_students",
+)
 
 REPORT = "compare.json"
 
@@ -208,6 +218,53 @@ def evaluate(
         del given["batch"]
     metrics = model.val(**given, split=split, name=f"{split}_{Path(file).stem}", plots=False, verbose=False)
     return {"parameters": sum(p.numel() for p in model.parameters()), **trainer_class.task.evaluate(metrics)}
+
+
+def compare_files(
+    trainer_class: type[DistillationTrainer], files: Sequence[str], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Validate trained and exported networks on the same images, and log what each of them reaches.
+
+    Args:
+        trainer_class (type[DistillationTrainer]): The task's trainer.
+        files (Sequence[str]): Checkpoints, and what upstream exports.
+        settings (dict[str, Any]): `data`, and upstream's arguments of validation.
+
+    Returns:
+        (list[dict[str, Any]]): file, megabytes, milliseconds (an image's inference, without loading) and the task's
+            figures as fractions, by file.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If there is no `data`, or an argument is of distillation.
+    """
+    task, (distillation, training) = trainer_class.task, DistillationArgs.split(settings)
+    if wrong := next((name for name in (*distillation, "seeds") if name in settings), None):
+        raise ValueError(f"'{wrong}=' has no effect on files that are trained already. Leave it out.")
+    if "data" not in training:
+        raise ValueError("No 'data=' given. Give a dataset to validate the files on.")
+    if missing := next((file for file in files if not Path(file).exists()), None):
+        raise FileNotFoundError(f"'model={missing}' does not exist. Give files that were trained or exported.")
+    rows = []
+    with tempfile.TemporaryDirectory() as elsewhere:
+        given = {"plots": False, "verbose": False, **training, "project": elsewhere}
+        for file in files:
+            metrics = YOLO(file, task=task.name).val(**{**given, "task": task.name})
+            row = {"file": file, "megabytes": _megabytes(Path(file)), "milliseconds": metrics.speed["inference"]}
+            rows.append({**row, **task.evaluate(metrics)})
+    key, first = task.score.key, rows[0]
+    lines = [f"| file | MB | ms per image | {task.score.words} | points to the first |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = f"{row['megabytes']:.1f} | {row['milliseconds']:.1f} | {100 * row[key]:.2f}"
+        lines.append(f"| {row['file']} | {cells} | {100 * (row[key] - first[key]):+.2f} |")
+    LOGGER.info("\n" + "\n".join(lines))
+    return rows
+
+
+def _megabytes(path: Path) -> float:
+    """Return the size of a file, or of all files in a folder, as some exports are."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def machine() -> dict[str, Any]:

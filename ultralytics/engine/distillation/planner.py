@@ -21,7 +21,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.distillation.registry import methods
 
-__all__ = ("make_plan", "resumed_arguments")
+__all__ = ("make_plan", "moved", "resumed_arguments")
 
 
 def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str, Any]:
@@ -40,12 +40,13 @@ def resumed_arguments(given: Mapping[str, Any], training: Namespace) -> dict[str
         LOGGER.warning(f"Resume ignores {ignored}, using checkpoint values. Start a new run to change them.")
     again = {k: v for k, v in given.items() if k in RESUMED and v is not None}
     weights, teacher = Path(training.resume).parent, stored.get("teacher")
-    moved = [_moved(x, weights) for x in teacher] if isinstance(teacher, list) else _moved(teacher, weights)
-    return {**stored, "teacher": moved, **again}
+    return {**stored, "teacher": moved(teacher, weights), **again}
 
 
-def _moved(teacher: Any, weights: Path) -> Any:
-    """Return a teacher with a head that was fitted in a run, where the run's weights lie now."""
+def moved(teacher: Any, weights: Path) -> Any:
+    """Return a teacher, or several, with a head that was fitted in a run, where the run's weights lie now."""
+    if isinstance(teacher, list):
+        return [moved(x, weights) for x in teacher]
     file = Path(str(teacher))
     own = weights / file.name
     was_there = file.name.startswith("probe-") and file.parent.name == weights.name

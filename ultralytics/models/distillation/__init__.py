@@ -45,7 +45,17 @@ def find_trainer(settings: Mapping[str, Any]) -> type[DistillationTrainer]:
         last = last if Path(str(last)).exists() else get_latest_run()  # as upstream finds it
         task = torch_load(last, map_location="cpu")["train_args"].get("task")
     else:
-        task = settings.get("task") or YOLO(settings["model"]).task
+        task = settings.get("task") or _task_of(settings["model"])
     if task not in TRAINERS:
         raise ValueError(f"The task '{task}' cannot be distilled. Give a model of one of {list(TRAINERS)}.")
     return TRAINERS[task]
+
+
+def _task_of(model: Any) -> str:
+    """Return the task of a model."""
+    try:
+        return YOLO(model).task
+    except FileNotFoundError as e:
+        raise FileNotFoundError(
+            f"'model={model}' does not exist. Give a student, e.g. 'model=yolo11n-cls.yaml'."
+        ) from e

@@ -18,7 +18,7 @@ from ultralytics.engine.distillation.report.run import read_losses
 from ultralytics.engine.distillation.run_files import whole_files
 from ultralytics.engine.distillation.task import DistillationTask, FinishedRun
 
-__all__ = ("remove_report", "write_report")
+__all__ = ("read_pull", "remove_report", "write_report")
 
 
 def write_report(task: DistillationTask, run: FinishedRun) -> Path:
@@ -59,6 +59,12 @@ def remove_report(task: DistillationTask, folder: Path) -> None:
     charts = (f"distillation_{chart}.png" for chart in ("losses", *task.charts))
     for name in ("distillation.html", "distillation.json", *charts):
         (folder / name).unlink(missing_ok=True)
+
+
+def read_pull(folder: Path) -> dict[str, float]:
+    """Return how strongly each loss pulled, as an earlier report of a run says; empty where there is none."""
+    file = folder / "distillation.json"
+    return json.loads(file.read_text(encoding="utf-8"))["pull"] if file.exists() else {}
 
 
 def _arguments(plan: Plan) -> dict[str, Any]:

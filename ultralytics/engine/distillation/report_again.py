@@ -1,0 +1,64 @@
+# Ultralytics AGPL-3.0 License - https://ultralytics.com/license
+"""Write the report of a run that has ended, or was stopped, once more."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ultralytics.engine.distillation.check import silenced
+from ultralytics.engine.distillation.plan import log
+from ultralytics.engine.distillation.planner import moved
+from ultralytics.engine.distillation.report.page import read_pull, write_report
+from ultralytics.engine.distillation.report.run import FinishedRun
+from ultralytics.engine.distillation.trainer import DistillationTrainer
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
+
+__all__ = ("report_again",)
+
+
+def report_again(trainer_class: type[DistillationTrainer], folder: Path, settings: dict[str, Any]) -> Path:
+    """Write the report of a distilled run from what lies in its folder; nothing else there is changed.
+
+    Args:
+        trainer_class (type[DistillationTrainer]): The trainer of the run's task.
+        folder (Path): The run's folder.
+        settings (dict[str, Any]): Arguments in place of the run's, e.g. `baseline`, a plain run that was trained later;
+            `teacher` or `data` where these have moved.
+
+    Returns:
+        (Path): The page.
+
+    Raises:
+        FileNotFoundError: If a file of the run is missing.
+        ValueError: If the run had no teacher, or none with a weight.
+        Exception: What a run with these arguments would be refused with.
+    """
+    for name in ("args.yaml", "results.csv", "weights/best.pt"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"'run={folder}' has no '{name}'. Give that of a run which has ended an epoch.")
+    recorded = YAML.load(folder / "args.yaml")
+    teacher = recorded.get("teacher")
+    if teacher is None:
+        raise ValueError(
+            f"'run={folder}' was trained without a teacher. Give the distilled run, and this one as 'baseline='."
+        )
+    recorded["teacher"] = moved(teacher, folder / "weights")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        own = {"project": elsewhere, "name": folder.name, "save_dir": None, "resume": None, "exist_ok": True}
+        own |= {"teacher_cache": None, "val": True, "baseline": None}
+        trainer = silenced(trainer_class)(overrides={**recorded, **own, **settings})
+        trainer.setup_model()
+        if not (trainer.distiller.weights and trainer.task.charts):
+            raise ValueError(f"'run={folder}' has nothing to report, as no loss of its teacher had a weight.")
+        trainer.csv, best = folder / "results.csv", folder / "weights" / "best.pt"
+        rows = trainer.read_results_csv()
+        trainer.distiller.end(load_checkpoint(best)[0], len(rows["epoch"]) - 1, trainer.epochs, None)
+        images = trainer.data[trainer.args.split]
+        dataset = trainer.get_dataloader(images, max(trainer.batch_size, 1), rank=-1, mode="val").dataset
+        loss, device, pull = trainer.distiller.loss, trainer.device, read_pull(folder)
+        page = write_report(trainer.task, FinishedRun(trainer.plan, folder, best, loss, dataset, device, rows, pull))
+    log([f"What the teacher did is in {page}"])
+    return page
