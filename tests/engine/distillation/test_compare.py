@@ -124,7 +124,9 @@ def test_says_what_the_seeds_show(differences, words):
     plain = {str(i): 80.0 for i in range(len(differences))}
     distilled = {str(i): 80.0 + d for i, d in enumerate(differences)}
     row = summarise({"plain": plain, "distilled": distilled})["distilled"]
-    assert words in comparison._verdict(row, "top-1")
+    verdict = comparison._verdict(row, "top-1")
+    assert words in verdict.text
+    assert (verdict.gain, list(verdict.interval)) == (row["difference"], row["interval"])
 
 
 def test_a_damaged_run_starts_anew(settings, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from ultralytics.utils.distillation.advice import Figures, advise, jackknife_z, paired_z
+from ultralytics.utils.distillation.advice import Figures, advise, conclude, jackknife_error, paired_error
 
 LABELS = torch.arange(1000) % 4
 
@@ -21,13 +21,13 @@ def figures(right=GOOD, **given):
     """Return figures that nothing is to be said about, with changes."""
     chosen = {name: c == LABELS for c, name in enumerate("abcd")}
 
-    def lead(a, b, name):
+    def error(a, b, name):
         places = slice(None) if name is None else chosen[name]
-        return paired_z(right[a][places], right[b][places])
+        return paired_error(right[a][places], right[b][places])
 
     score = {who: x.double().mean().item() for who, x in right.items()}
     classes = {name: {who: x[y].double().mean().item() for who, x in right.items()} for name, y in chosen.items()}
-    return Figures("top-1", 1000, score, classes, lead, **given)
+    return Figures("top-1", 1000, score, classes, error, **given)
 
 
 def without(name):
@@ -114,17 +114,62 @@ def test_what_is_set_already_is_not_advised(balanced):
     assert ("`distill_balance=auto`" in said) == (not balanced)
 
 
-def test_paired_z():
-    a, b = torch.zeros(100).bool(), torch.zeros(100).bool()
+def test_paired_lead_is_mcnemars():
+    a, b = torch.zeros(1000).bool(), torch.zeros(1000).bool()
     a[:30], b[20:40] = True, True  # 20 right by a alone, 10 by b alone
-    assert paired_z(a, b) == pytest.approx(10 / math.sqrt(30))
-    assert paired_z(b, a) == -paired_z(a, b)
-    assert paired_z(a, a) == 0
+    f = figures({"student": a, "baseline": b})
+    assert f.lead("student", "baseline") == pytest.approx(10 / math.sqrt(30))
+    assert f.lead("baseline", "student") == -f.lead("student", "baseline")
+    assert f.lead("student", "student") == 0
+    assert f.lead("student", "baseline", "c") == pytest.approx((5 - 3) / math.sqrt(8))  # of every fourth image
+    assert paired_error(a, a) == 1 / 1000
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     """For a mean of groups it is the closed form, the deviation of the groups by the root of their number."""
     values = torch.tensor([0.3, -0.1, 0.2, 0.5, 0.1]).double()
     without = [(values.sum() - x).item() / 4 for x in values]
-    assert jackknife_z(values.mean().item(), without) == pytest.approx((values.mean() / (values.std() / 5**0.5)).item())
-    assert jackknife_z(0.1, [0.1, 0.1]) == jackknife_z(0.1, [0.1]) == jackknife_z(0.1, []) == 0
+    assert jackknife_error(without) == pytest.approx((values.std() / 5**0.5).item())
+    assert jackknife_error([0.1, 0.1]) == jackknife_error([0.1]) == jackknife_error([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (0.9, "The teacher helped: +10.0"),
+        (0.801, "No difference that these images can show: +0.1"),
+        (0.7, "did harm: -10"),
+    ],
+)
+def test_concludes_from_a_plain_run_with_an_interval(student, words):
+    verdict = conclude(figures({**GOOD, "student": right(student)}))
+    assert words in verdict.headline
+    gain, apart = 100 * (student - 0.8), 1000 * abs(student - 0.8)  # so many images tell them apart
+    half = 1.96 * 100 * max(1, apart**0.5) / 1000
+    assert verdict.gain == pytest.approx(gain)
+    assert verdict.interval == pytest.approx((gain - half, gain + half))
+    assert verdict.gap_closed == pytest.approx((student - 0.8) / 0.15)
+    assert f"{verdict.gap_closed:.0%} of the way to its teacher's 95.0%" in verdict.text
+    assert f"95 % interval {gain - half:+.1f} to {gain + half:+.1f} over the 1,000 images" in verdict.text
+
+
+def test_concludes_nothing_of_the_teacher_without_a_plain_run():
+    verdict = conclude(figures(without("baseline")))
+    assert verdict.headline == "The student reaches 90.0% top-1, its teacher 95.0%."
+    assert "`use_distillation=False`" in verdict.text
+    assert (verdict.gain, verdict.interval, verdict.gap_closed) == (None, None, None)
+    assert conclude(figures({"student": right(0.9)})).headline == "The student reaches 90.0% top-1."
+
+
+def test_no_gap_is_closed_where_there_is_none():
+    verdict = conclude(figures({**GOOD, "teacher": right(0.8)}))
+    assert verdict.gap_closed is None
+    assert "of the way" not in verdict.text
+
+
+def test_an_interval_that_is_not_known_is_not_said():
+    f = figures()
+    f.error = lambda a, b, name: 0.0
+    verdict = conclude(f)
+    assert verdict.interval is None
+    assert "interval" not in verdict.text

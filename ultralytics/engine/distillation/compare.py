@@ -15,19 +15,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy import stats
 from ultralytics import YOLO, __version__
 from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.engine.distillation.check import silenced
 from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.report.baseline import read_curve
+from ultralytics.engine.distillation.report.charts import draw_seeds
+from ultralytics.engine.distillation.report.page import COMPARISON, embed, render
 from ultralytics.engine.distillation.run_files import whole_files
 from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, TQDM, IterableSimpleNamespace
+from ultralytics.utils.distillation.advice import Verdict
 from ultralytics.utils.files import increment_path
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import get_cpu_info
@@ -57,7 +60,7 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
         settings (dict[str, Any]): Training and distillation arguments, and `seeds`, a number of them or a list.
 
     Returns:
-        (Path): The folder of the comparison: `compare.json`, `compare.md`, `compare.png` and the runs.
+        (Path): The folder of the comparison: `compare.html`, `compare.json`, `compare.md`, `compare.png` and the runs.
 
     Raises:
         TypeError: If `seeds` is neither a number nor a list of them.
@@ -71,7 +74,7 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
     distillation, training = DistillationArgs.split(settings)
     args = DistillationArgs(**{**task.defaults, **distillation})
     with tempfile.TemporaryDirectory() as elsewhere:  # mistakes end here, before the first run
-        vetted = trainer_class(overrides={**training, **distillation, "project": elsewhere})
+        vetted = silenced(trainer_class)(overrides={**training, **distillation, "project": elsewhere})
     setting = {"training": training, "distillation": {**distillation, "teacher": str(args.teacher)}}
     if args.teacher != "self":
         setting["teacher_hash"] = vetted.distillation.teacher_hash
@@ -83,10 +86,13 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
     training |= {"project": str(folder), "exist_ok": True}
     train_students(trainer_class, variants, training, seeds, report, folder / REPORT)
     words = task.score.words
-    text = f"{table(report['summary'], words)}\n\n{_verdict(report['summary']['distilled'], words)}"
+    verdict = _verdict(report["summary"]["distilled"], words)
+    text = f"{table(report['summary'], words)}\n\n{verdict.text}"
     with whole_files(folder) as scratch:
         (scratch / "compare.md").write_text(text + "\n", encoding="utf-8")
-        _plot(report["curves"], task.score, scratch / "compare.png")
+        png, picture = embed(draw_seeds(report["curves"], task.score.axis), "score")
+        (scratch / "compare.png").write_bytes(png)
+        (scratch / "compare.html").write_text(_page(report, verdict, task.score, folder, picture), encoding="utf-8")
     LOGGER.info(f"\n{text}\n\nSaved to {folder}")
     return folder
 
@@ -316,28 +322,36 @@ def table(summary: dict[str, dict[str, Any]], words: str) -> str:
     return "\n".join(lines)
 
 
-def _verdict(row: dict[str, Any], words: str) -> str:
-    """Return in a sentence what the paired interval shows."""
-    low, high = row["interval"]
-    said = f"The teacher changed the student's {words} by {row['difference']:+.2f} points"
-    said += f", 95 % interval {low:+.2f} to {high:+.2f}"
+def _verdict(row: dict[str, Any], words: str) -> Verdict:
+    """Return what the paired interval shows."""
+    (low, high), gain = row["interval"], row["difference"]
+    said = f"The teacher changed the student's {words} by {gain:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
     if low <= 0 <= high:
-        return f"{said}: {row['seeds']} seeds do not show whether it helps."
-    return f"{said}: {row['seeds']} seeds show that it {'helps' if low > 0 else 'harms'}."
+        shown = f"{row['seeds']} seeds do not show whether it helps. With more of them the comparison goes on, e.g. "
+        shown += f"`seeds={row['seeds'] + 3}`."
+        headline = f"Not settled by {row['seeds']} seeds: {gain:+.2f} points of {words}."
+        return Verdict(headline, f"{said}: {shown}", gain, (low, high))
+    effect = "helps" if low > 0 else "harms"
+    shown = f"{row['seeds']} seeds show that it {effect}."
+    return Verdict(f"The teacher {effect}: {gain:+.2f} points of {words}.", f"{said}: {shown}", gain, (low, high))
 
 
-def _plot(curves: dict[str, dict[str, list[float]]], score: Score, file: Path) -> None:
-    """Draw the score per epoch, a thin line for each seed and a thick one for their mean."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for variant, color in (("plain", "tab:orange"), ("distilled", "tab:blue")):
-        runs = [100 * np.array(curve) for curve in curves[variant].values()]
-        for run in runs:
-            axes.plot(range(1, len(run) + 1), run, color=color, linewidth=0.8, alpha=0.5)
-        common = min(map(len, runs))
-        mean = np.mean([run[:common] for run in runs], axis=0)
-        axes.plot(range(1, common + 1), mean, "o-", color=color, label=f"{variant}, mean of {len(runs)} seeds")
-    axes.set(xlabel="epoch", ylabel=score.axis, title="One student, with and without a teacher")
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+def _page(report: dict[str, Any], verdict: Verdict, score: Score, folder: Path, picture: str) -> str:
+    """Return the comparison as a page."""
+    by_seed = {variant: report[score.key][variant] for variant in ("plain", "distilled")}
+    rows = []
+    for seed, plain in by_seed["plain"].items():
+        page = Path(run_name("distilled", seed)) / "distillation.html"
+        row = {"seed": seed, "plain": plain, "distilled": by_seed["distilled"][seed]}
+        rows.append({**row, "report": page.as_posix() if (folder / page).exists() else None})
+    return render(
+        COMPARISON,
+        name=folder.name,
+        verdict=verdict,
+        words=score.words,
+        summary={variant: report["summary"][variant] for variant in by_seed},
+        seeds=rows,
+        picture=picture,
+        machine=report["machine"],
+        settings={**report["setting"]["training"], **report["setting"]["distillation"]},
+    )

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 from ultralytics.utils.distillation.dense import TERMS
 
-__all__ = ("Figures", "advise", "jackknife_z", "paired_z")
+__all__ = ("Figures", "Verdict", "advise", "conclude", "jackknife_error", "paired_error")
 
 DOMINANT = 0.9  # share of the whole pull
 UNIFORM, SURE = 0.95, 0.05  # normalized entropy of the softened teacher
@@ -33,8 +34,8 @@ class Figures:
         images (int): The number of images.
         score (Mapping[str, float]): That of `student`, and if known `teacher` and `baseline`, 0 to 1.
         classes (Mapping[str, Mapping[str, float]]): The same on each class, by its name.
-        lead (Callable): Gives by how many standard errors one network's score is above another's, for their names and
-            that of a class, or None for all of them.
+        error (Callable): Gives the standard error of the difference between two networks' scores on the same images,
+            for their names and that of a class, or None for all of them; 0 where it is not known.
         curve (Sequence[float]): The student's score per epoch, 0 to 1.
         pull (dict[str, float]): Share of each weighted loss in the pull on the student, empty if not measured.
         entropy (float | None): Normalized entropy of the teacher's answers at `temperature`, None without answers.
@@ -46,22 +47,45 @@ class Figures:
     images: int
     score: Mapping[str, float]
     classes: Mapping[str, Mapping[str, float]]
-    lead: Callable[[str, str, str | None], float]
+    error: Callable[[str, str, str | None], float]
     curve: Sequence[float] = ()
     pull: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
     temperature: float | None = None
     balanced: bool = False
 
+    def lead(self, a: str, b: str, name: str | None = None) -> float:
+        """Return by how many standard errors network `a` is above `b`, on a class or on all of them."""
+        scores = self.score if name is None else self.classes[name]
+        error = self.error(a, b, name)
+        return (scores[a] - scores[b]) / error if error else 0.0
 
-def paired_z(a: Tensor, b: Tensor) -> float:
-    """Return by how many standard errors `a` is right more often than `b` on the same images, after McNemar 1947."""
-    only_a, only_b = (a & ~b).sum().item(), (b & ~a).sum().item()
-    return (only_a - only_b) / max(1.0, (only_a + only_b) ** 0.5)
+
+class Verdict(NamedTuple):
+    """What a run has come to, in words and figures.
+
+    Attributes:
+        headline (str): In a few words.
+        text (str): In sentences.
+        gain (float | None): Points that the student is above a plain one, None without one.
+        interval (tuple[float, float] | None): 95 % interval of the gain over images, if it is known.
+        gap_closed (float | None): Share of the way from the plain student to the teacher, None where that is not ahead.
+    """
+
+    headline: str
+    text: str
+    gain: float | None = None
+    interval: tuple[float, float] | None = None
+    gap_closed: float | None = None
 
 
-def jackknife_z(difference: float, without: Sequence[float]) -> float:
-    """Return how many standard errors a difference is from 0, from what it is without each of some groups of images.
+def paired_error(a: Tensor, b: Tensor) -> float:
+    """Return the standard error of how much more often `a` is right than `b` on the same images, after McNemar 1947."""
+    return max(1.0, (a ^ b).sum().item() ** 0.5) / len(a)
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """Return the standard error of a figure, from what it is without each of some groups of images; 0 of less than two.
 
     The groups are equally large, and all images are in one of them.
 
@@ -69,8 +93,35 @@ def jackknife_z(difference: float, without: Sequence[float]) -> float:
         Efron and Tibshirani 1993, "An Introduction to the Bootstrap", equation 11.5, for groups.
     """
     values, count = np.array(without), len(without)
-    error = ((count - 1) / count * np.square(values - values.mean()).sum()) ** 0.5 if count > 1 else 0.0
-    return difference / error if error else 0.0
+    return float(((count - 1) / count * np.square(values - values.mean()).sum()) ** 0.5) if count > 1 else 0.0
+
+
+def conclude(figures: Figures) -> Verdict:
+    """Return what a run has come to."""
+    f = figures
+    student, teacher, plain = (f.score.get(who) for who in ("student", "teacher", "baseline"))
+    if plain is None:
+        beside = "" if teacher is None else f", its teacher {teacher:.1%}"
+        text = (
+            "Nothing says yet what the teacher changed, as there is no plain run to compare with. Train one with "
+            "`use_distillation=False` and the same arguments, then write this report again with `yolo-distill report`."
+        )
+        return Verdict(f"The student reaches {student:.1%} {f.words}{beside}.", text)
+    gain, error, lead = 100 * (student - plain), f.error("student", "baseline", None), f.lead("student", "baseline")
+    interval = (gain - 196 * error, gain + 196 * error) if error else None
+    text = f"The student reaches {student:.1%} {f.words}, a plain one {plain:.1%}: {gain:+.1f} points"
+    text += ", 95 % interval {:+.1f} to {:+.1f}".format(*interval) if interval else ""
+    text += f" over the {f.images:,} images, for one seed; others differ."
+    closed = (student - plain) / (teacher - plain) if teacher is not None and teacher > plain else None
+    if closed is not None:
+        text += f" That is {closed:.0%} of the way to its teacher's {teacher:.1%}."
+    if lead > LIKELY:
+        headline = f"The teacher helped: {gain:+.1f} points of {f.words}."
+    elif lead < -LIKELY:
+        headline = f"The teacher did harm: {gain:+.1f} points of {f.words}."
+    else:
+        headline = f"No difference that these images can show: {gain:+.1f} points of {f.words}."
+    return Verdict(headline, text, gain, interval, closed)
 
 
 def advise(figures: Figures) -> list[str]:
@@ -94,7 +145,7 @@ def _no_better_than_plain(f: Figures) -> str | None:
     """A gain that chance could give is none yet."""
     if "baseline" not in f.score:
         return None
-    z = f.lead("student", "baseline", None)
+    z = f.lead("student", "baseline")
     if z > LIKELY:
         return None
     said = "is worse than" if z < -LIKELY else "cannot be told from"
@@ -102,7 +153,7 @@ def _no_better_than_plain(f: Figures) -> str | None:
     settings = " or ".join(f"`{name}`" for name in (*maps, "distill_alpha"))
     return (
         f"With {f.score['student']:.1%} {f.words} the distilled student {said} the plain one with "
-        f"{f.score['baseline']:.1%}, on {f.images:,} images. Compare several seeds with `python train.py compare`, "
+        f"{f.score['baseline']:.1%}, on {f.images:,} images. Compare several seeds with `yolo-distill compare`, "
         f"then change {settings}, or train for more `epochs`."
     )
 

@@ -16,12 +16,12 @@ from ultralytics.engine.distillation.report.charts import (
     draw_losses,
     draw_scenes,
     draw_score,
+    draw_seeds,
 )
 from ultralytics.utils.distillation.metrics import Calibration, calibration
 
 CURVES = {"student": [0.2, 0.5, 0.75], "baseline": [0.1, 0.4]}
 RAW = {"loss": np.array([2.0, 1.0]), "feature_loss": np.array([0.5, 0.0])}
-WEIGHTED = {"loss": np.array([0.6, 0.3]), "feature_loss": np.array([0.2, 0.0])}
 ROWS = (
     {"name": "cat", "student": 0.9, "teacher": 0.8},
     {"name": "dog", "student": 0.5, "teacher": 0.7},
@@ -58,7 +58,8 @@ def scene(**seen):
 
 CHARTS = {
     "accuracy": lambda: draw_score(CURVES, 0.9, "top-1 (%)"),
-    "losses": lambda: draw_losses(RAW, WEIGHTED),
+    "losses": lambda: draw_losses(RAW),
+    "seeds": lambda: draw_seeds({"plain": {"0": [0.1]}, "distilled": {"0": [0.2, 0.3]}}, "top-1 (%)"),
     "classes": lambda: draw_classes(ROWS, ["student", "teacher"], "accuracy (%)"),
     "calibration": lambda: draw_calibration({"student": BINS}),
     "scenes": lambda: draw_scenes([scene(label=SEEN, student=[])]),
@@ -123,8 +124,8 @@ def test_the_teachers_accuracy_is_a_level_line_if_it_is_known(top1):
 @pytest.mark.parametrize("epochs", [1, 2, 5, 300])
 def test_epochs_are_whole_numbers(epochs):
     accuracy = draw_score({"student": [0.5] * epochs}, None, "top-1 (%)")
-    losses = draw_losses({"loss": np.ones(epochs)}, {"loss": np.ones(epochs)})
-    for axes in (accuracy.axes[0], losses.axes[0], *(losses.axes[1:] if epochs > 1 else [])):
+    losses = draw_losses({"loss": np.ones(epochs)})
+    for axes in (accuracy.axes[0], losses.axes[0]):
         axes.figure.draw_without_rendering()
         low, high = axes.get_xlim()
         shown = [x for x in axes.get_xticks() if low <= x <= high]
@@ -133,7 +134,7 @@ def test_epochs_are_whole_numbers(epochs):
 
 
 def test_losses_are_drawn_as_they_are_and_zeros_left_out():
-    top, _ = draw_losses(RAW, WEIGHTED).axes
+    (top,) = draw_losses(RAW).axes
     assert top.get_yscale() == "log"
     drawn = lines(top)
     assert list(drawn) == list(RAW)
@@ -143,37 +144,20 @@ def test_losses_are_drawn_as_they_are_and_zeros_left_out():
     assert [text.get_text() for text in top.get_legend().get_texts()] == list(RAW)
 
 
-def layers(axes):
-    """Return how thick each layer of a stack is, by epoch."""
-    bounds = []
-    for layer in axes.collections:
-        points = layer.get_paths()[0].vertices
-        epochs = sorted(set(points[:, 0]))
-        bounds.append([np.ptp(points[points[:, 0] == x, 1]) for x in epochs])
-    return bounds
-
-
-def test_shares_are_those_of_the_weighted_total():
-    weighted = {"loss": np.array([0.6, 0.3, 0.0]), "feature_loss": np.array([0.2, 0.9, 0.0])}
-    _, bottom = draw_losses({k: v + 1 for k, v in weighted.items()}, weighted).axes
-    assert layers(bottom) == [pytest.approx([75, 25, 0]), pytest.approx([25, 75, 0])]  # of nothing, no share
-    assert [layer.get_label() for layer in bottom.collections] == list(weighted)
-    assert (bottom.get_ylim(), bottom.get_ylabel()) == ((0, 100), "%")
-
-
-def test_shares_of_a_single_epoch_are_bars():
-    _, bottom = draw_losses({k: v[:1] for k, v in RAW.items()}, {k: v[:1] for k, v in WEIGHTED.items()}).axes
-    assert [bar.get_height() for bar in bottom.patches] == pytest.approx([75, 25])
-    assert ticks(bottom.xaxis) == list(WEIGHTED)
-    assert len({bar.get_facecolor() for bar in bottom.patches}) == 2
-
-
-def test_a_loss_has_one_colour_above_and_below():
-    for epochs in (1, 2):
-        raw, weighted = ({k: v[:epochs] for k, v in x.items()} for x in (RAW, WEIGHTED))
-        top, bottom = draw_losses(raw, weighted).axes
-        below = [x.get_facecolor() for x in (bottom.collections or bottom.patches)]
-        assert [to_rgba(line.get_color()) for line in top.lines] == [tuple(np.ravel(color)) for color in below]
+def test_seeds_are_thin_lines_and_their_mean_a_thick_one():
+    """As long as the shortest of them, as runs may stop early."""
+    curves = {"plain": {"0": [0.1, 0.2, 0.6], "1": [0.3, 0.4]}, "distilled": {"0": [0.5, 0.7]}}
+    (axes,) = draw_seeds(curves, "top-1 (%)").axes
+    *thin, mean = axes.lines[:3]
+    assert [list(line.get_ydata()) for line in thin] == [pytest.approx([10, 20, 60]), pytest.approx([30, 40])]
+    assert list(mean.get_ydata()) == pytest.approx([20, 30])
+    assert all(line.get_linewidth() < mean.get_linewidth() for line in thin)
+    assert [x.get_text() for x in axes.get_legend().get_texts()] == [
+        "plain, mean of 2 seeds",
+        "distilled, mean of 1 seeds",
+    ]
+    assert len({line.get_color() for line in axes.lines}) == 2
+    assert axes.get_xlim() == (0.5, 3.5)
 
 
 def test_classes_are_in_the_order_of_the_student_with_its_worst_at_the_bottom():

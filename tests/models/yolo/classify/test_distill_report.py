@@ -19,7 +19,10 @@ from helpers import DISTILLATION_LOSSES, TRAINING, train
 from ultralytics import YOLO
 from ultralytics.data import ClassificationDataset
 from ultralytics.engine.distillation import trainer as distillation_trainer
+from ultralytics.engine.distillation.compare import _page, _verdict, machine, summarise
 from ultralytics.engine.distillation.report.baseline import check_baseline, find_baseline, read_curve
+from ultralytics.engine.distillation.report.charts import draw_seeds
+from ultralytics.engine.distillation.report.page import embed
 from ultralytics.engine.distillation.report.run import FinishedRun, read_losses
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_report import TOP1
@@ -96,20 +99,25 @@ def test_accuracy_is_upstreams(summary, reported):
     assert summary["networks"]["student"]["top1"] == pytest.approx(reported.metrics["metrics/accuracy_top1"], abs=1e-6)
 
 
-def losses_of(trainer):
-    """Return the losses of a run's epochs, as they were and weighted."""
-    rows, loss = trainer.read_results_csv(), trainer.distiller.loss
-    return read_losses(FinishedRun(trainer.plan, trainer.save_dir, trainer.best, loss, [], trainer.device, rows, {}))
-
-
-def test_weighted_losses(reported):
-    raw, weighted = losses_of(reported)
+def test_losses_are_those_of_results_csv(reported):
+    rows, loss = reported.read_results_csv(), reported.distiller.loss
+    run = FinishedRun(reported.plan, reported.save_dir, reported.best, loss, [], reported.device, rows, {})
+    losses = read_losses(run)
+    assert losses.keys() == {"loss", *DISTILLATION_LOSSES}
     with reported.csv.open() as file:
         written = list(csv.DictReader(file))
-    for name, weight in {"loss": 0.3, "response_loss": 0.07, "feature_loss": 17.5, "attention_loss": 7}.items():
-        values = [float(row[f"train/{name}"]) for row in written]
-        assert raw[name] == pytest.approx(values)
-        assert weighted[name] == pytest.approx([weight * v for v in values])
+    for name, values in losses.items():
+        assert values == pytest.approx([float(row[f"train/{name}"]) for row in written])
+
+
+def test_verdict_is_the_gain_over_the_plain_run(summary, answers):
+    logits, labels = answers
+    right = {who: x.argmax(1) == labels for who, x in logits.items()}
+    verdict = summary["verdict"]
+    gain = 100 * (right["student"].double().mean() - right["baseline"].double().mean()).item()
+    assert verdict["gain"] == pytest.approx(gain)
+    half = 196 * max(1, (right["student"] ^ right["baseline"]).sum().item() ** 0.5) / len(labels)
+    assert verdict["interval"] == pytest.approx([gain - half, gain + half])
 
 
 def test_pull_is_measured(summary, reported):
@@ -149,8 +157,12 @@ def test_balanced_losses_pull_as_they_were_scaled(overrides, undrawn):
 def test_is_one_page_with_pictures_beside_it(reported):
     page = (reported.save_dir / "distillation.html").read_text()
     assert len(page) < 5e6
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("data:image/png;base64,") == len(CHARTS)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert (page.count("<svg"), page.count("data:image/jpeg;base64,")) == (len(CHARTS) - 1, 1)
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names)) > 10
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', page)) <= set(names)
+    assert not re.search("#000000|#ffffff", page[page.index("<svg") :])  # which no dark page could turn
     assert {f.stem.removeprefix("distillation_") for f in reported.save_dir.glob("distillation_*.png")} == CHARTS
     for chart in CHARTS:
         picture = matplotlib.image.imread(reported.save_dir / f"distillation_{chart}.png")
@@ -184,14 +196,29 @@ def browse(folder, page, tmp_path):
 
 # In frames, as Chromium's own windows are at least 500 pixels wide
 FRAMES = """<body><script>
-for (const width of [1280, 390]) {
+for (const width of [1920, 1280, 390]) {
   const frame = document.createElement("iframe");
-  Object.assign(frame, {src: "distillation.html", width, height: 900, onload: () => {
-    const page = frame.contentDocument, pictures = [...page.images];
+  Object.assign(frame, {src: "page.html", width, height: 900, onload: () => {
+    const page = frame.contentDocument, all = query => [...page.querySelectorAll(query)];
+    const right = element => element.getBoundingClientRect().right;
+    const head = all("table.sort th")[1], body = head.closest("table").tBodies[0];
+    const column = () => [...body.rows].map(row => parseFloat(row.cells[1].textContent));
+    head.querySelector("button").click();
+    const falling = column();
+    head.querySelector("button").click();
+    const rising = column(), zoom = page.querySelector(".zoom");
+    if (zoom) zoom.click();
+    const enlarged = page.querySelector("dialog[open] img");
     document.body.append(JSON.stringify({
       width, overflow: page.documentElement.scrollWidth - frame.contentWindow.innerWidth,
-      broken: pictures.filter(x => !x.naturalWidth).length, pictures: pictures.length,
-      narrowest: Math.min(...pictures.map(x => x.clientWidth)),
+      cut: all(".scroll").filter(x => x.scrollWidth > x.clientWidth + 1).map(x => x.textContent.trim().slice(0, 40)),
+      broken: [...page.images].filter(x => !x.naturalWidth).length,
+      charts: all("figure svg").length, pictures: all("figure img").length,
+      narrowest: Math.min(...all("figure svg, figure img").map(x => x.getBoundingClientRect().width)),
+      unnamed: all("img:not([alt]), [role=img]:not([aria-label])").length,
+      beyond: Math.max(...all("svg text").map(x => right(x) - right(x.closest(".card")))),
+      falling, rising, small: enlarged && enlarged.width < enlarged.naturalWidth,
+      columns: new Set(all(".charts > .card").map(x => Math.round(right(x)))).size,
     }));
   }});
   document.body.append(frame);
@@ -199,26 +226,53 @@ for (const width of [1280, 390]) {
 </script></body>"""
 
 
+def look_at(page, folder):
+    """Return what a browser finds of a page, by the width of its window."""
+    (folder / "page.html").write_text(page)
+    (folder / "frames.html").write_text(FRAMES)
+    text, console = browse(folder, "frames.html", folder)
+    rows = re.findall(r"\{[^{}]*\}(?=\{|<|$)", text.split("</iframe>")[-1])
+    assert not console
+    found = {row["width"]: row for row in map(json.loads, rows)}
+    assert found.keys() == {1920, 1280, 390}
+    for width, row in found.items():
+        assert row["overflow"] <= 0
+        assert (row["cut"], row["broken"], row["unnamed"]) == ([], 0, 0), width
+        assert 300 < row["narrowest"] <= width
+        assert row["beyond"] <= 0  # nothing that is written in a chart is cut off
+        assert row["falling"] == row["rising"][::-1] == sorted(row["rising"], reverse=True)
+        assert not row["small"]
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not _chromium(), reason="needs Chromium; CI installs it")
 def test_in_a_browser(reported, tmp_path):
-    """No errors in the console, all pictures shown, and nothing wider than the window, on a desk and on a phone."""
+    """No errors in the console, all pictures shown, and nothing wider than the window, on desks and on a phone."""
     page = (reported.save_dir / "distillation.html").read_text()
-    (tmp_path / "distillation.html").write_text(page.replace("Distillation: distilled</h1>", f"{'long' * 99}</h1>"))
-    (tmp_path / "frames.html").write_text(FRAMES)
+    found = look_at(page.replace("Distillation: distilled</h1>", f"{'long' * 99}</h1>"), tmp_path)
+    assert [(row["charts"], row["pictures"]) for row in found.values()] == [(len(CHARTS) - 1, 1)] * 3
+    assert found[390]["columns"] == 1 < found[1280]["columns"] < found[1920]["columns"]  # charts use the width
     (tmp_path / "wrong.html").write_text("<script>nowhere()</script>")
-    text, console = browse(tmp_path, "frames.html", tmp_path)
-    found = {
-        row["width"]: row for row in map(json.loads, re.findall(r"\{[^{}]*\}(?=\{|<|$)", text.split("</iframe>")[-1]))
-    }
-    assert not console
-    assert found.keys() == {1280, 390}
-    for width, row in found.items():
-        assert row["overflow"] <= 0
-        assert row["broken"] == 0
-        assert row["pictures"] == len(CHARTS)
-        assert 300 < row["narrowest"] <= width
     assert browse(tmp_path, "wrong.html", tmp_path)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _chromium(), reason="needs Chromium; CI installs it")
+def test_a_comparison_in_a_browser(tmp_path):
+    scores = {"plain": {"0": 80.0, "1": 82.0, "2": 79.0}, "distilled": {"0": 84.0, "1": 85.5, "2": 84.0}}
+    curves = {variant: {seed: [x / 200, x / 100] for seed, x in by_seed.items()} for variant, by_seed in scores.items()}
+    setting = {"training": {"model": "yolo11n-cls.yaml", "epochs": 2}, "distillation": {"teacher": "t" * 99}}
+    report = {"top1": scores, "curves": curves, "summary": summarise(scores), "machine": machine(), "setting": setting}
+    (tmp_path / "distilled_0").mkdir()
+    (tmp_path / "distilled_0" / "distillation.html").touch()
+    verdict = _verdict(report["summary"]["distilled"], "top-1")
+    _, picture = embed(draw_seeds(curves, TOP1.axis), "score")
+    page = _page(report, verdict, TOP1, tmp_path, picture)
+    assert re.findall(r'href="([^"#]+)"', page) == ["data:,", "distilled_0/distillation.html"]
+    assert "The teacher helps: +4.17 points of top-1." in page
+    for row in look_at(page, tmp_path).values():
+        assert (row["charts"], row["pictures"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -367,9 +421,9 @@ def test_a_run_of_which_only_the_end_is_left_has_one(overrides, undrawn):
     assert a["networks"]["student"]["top1"] == b["networks"]["student"]["top1"]
     assert a["pull"] == pytest.approx(b["pull"], abs=0.1)  # of other views of the images
     assert resumed.distillation_loss.temperature == 2
-    raw, weighted = losses_of(resumed)
-    assert len(raw["feature_loss"]) == 2
-    assert weighted["feature_loss"][1] != pytest.approx(0.7 * raw["feature_loss"][1], rel=0.05)  # it was balanced
+    rows = resumed.read_results_csv()
+    assert len(rows["train/feature_loss"]) == 2
+    assert rows["distill/feature_loss_factor"][1] != pytest.approx(1, rel=0.05)  # it was balanced
 
 
 def test_an_earlier_report_is_not_left_in_the_folder(overrides, undrawn):

@@ -24,9 +24,10 @@ __all__ = (
     "draw_losses",
     "draw_scenes",
     "draw_score",
+    "draw_seeds",
 )
 
-COLORS = {"student": "tab:blue", "teacher": "0.35", "baseline": "tab:orange"}
+COLORS = {"student": "tab:blue", "teacher": "0.5", "baseline": "tab:orange"}
 MARKERS = {"student": "o", "teacher": "|", "baseline": "x"}
 WIDTH = 5  # inches
 NAMED = 20  # objects in an image, more of which would cover it with their names
@@ -92,23 +93,32 @@ def draw_score(curves: Mapping[str, Sequence[float]], teacher: float | None, axi
     return figure
 
 
-def draw_losses(raw: Mapping[str, np.ndarray], weighted: Mapping[str, np.ndarray]) -> Figure:
-    """Draw the losses per epoch as they are, and below as shares in the weighted total."""
-    figure, [[top], [bottom]] = _figure(WIDTH, 6, rows=2)
-    for name, values in raw.items():
-        top.plot(_epochs(values), np.where(values > 0, values, np.nan), "o-", markersize=3, label=name)
-    top.set(yscale="log", title="Losses before weighting")
-    total = sum(weighted.values())
-    _count_epochs(top, len(total))
-    shares = [100 * np.divide(x, total, out=np.zeros_like(total), where=total > 0) for x in weighted.values()]
-    bottom.set(ylim=(0, 100), ylabel="%", title="Shares in the weighted total")
-    if len(total) > 1:
-        bottom.stackplot(_epochs(total), shares, labels=list(weighted))
-        _count_epochs(bottom, len(total))
-    else:
-        bottom.bar(list(weighted), [share[0] for share in shares], color=[f"C{i}" for i in range(len(shares))])
-        bottom.tick_params("x", rotation=15)
-    top.legend(fontsize="small")
+def draw_losses(losses: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the losses per epoch as they are before weighting."""
+    figure, [[axes]] = _figure(WIDTH, 3.5)
+    for name, values in losses.items():
+        axes.plot(_epochs(values), np.where(values > 0, values, np.nan), "o-", markersize=3, label=name)
+    axes.set(yscale="log", ylabel="loss, before its weight")
+    _count_epochs(axes, max(map(len, losses.values())))
+    axes.legend(fontsize="small")
+    return figure
+
+
+def draw_seeds(curves: Mapping[str, Mapping[str, Sequence[float]]], axis: str) -> Figure:
+    """Draw a score per epoch, 0 to 1, by variant and seed: a thin line for each, and a thick one for their mean."""
+    figure, [[axes]] = _figure(1.4 * WIDTH, 4.5)
+    for variant, color in (("plain", COLORS["baseline"]), ("distilled", COLORS["student"])):
+        runs = [100 * np.array(curve) for curve in curves[variant].values()]
+        for run in runs:
+            axes.plot(_epochs(run), run, color=color, linewidth=0.8, alpha=0.5)
+        common = min(map(len, runs))
+        mean = np.mean([run[:common] for run in runs], axis=0)
+        label = f"{variant}, mean of {len(runs)} seeds"
+        axes.plot(_epochs(mean), mean, "o-", markersize=3, color=color, label=label)
+    axes.set(ylabel=axis)
+    _count_epochs(axes, max(len(run) for by_seed in curves.values() for run in by_seed.values()))
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
     return figure
 
 

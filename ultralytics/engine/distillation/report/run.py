@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from ultralytics.engine.distillation.plan import Plan
 from ultralytics.utils.distillation import DistillationLoss
-from ultralytics.utils.distillation.weighting import weigh
 
 __all__ = ("FinishedRun", "ReportPart", "read_losses")
 
@@ -59,10 +58,6 @@ class ReportPart(NamedTuple):
     shown: dict[str, Any]
 
 
-def read_losses(run: FinishedRun) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the losses of every epoch, as they were and as they were weighted."""
-    columns = {k: np.array(v, dtype=float) for k, v in run.rows.items()}
-    raw = {k.removeprefix("train/"): v for k, v in columns.items() if k.startswith("train/")}
-    suffix = "_factor"  # with `distill_balance`
-    factors = {k.removeprefix("distill/").removesuffix(suffix): v for k, v in columns.items() if k.endswith(suffix)}
-    return raw, weigh(raw, run.loss.weights, columns["distill/alpha"], run.plan.args.distill_beta, factors)
+def read_losses(run: FinishedRun) -> dict[str, np.ndarray]:
+    """Return the losses of every epoch, before they were weighted."""
+    return {k.removeprefix("train/"): np.array(v, dtype=float) for k, v in run.rows.items() if k.startswith("train/")}

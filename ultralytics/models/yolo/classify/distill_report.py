@@ -32,7 +32,7 @@ from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.taps import FeatureTaps
-from ultralytics.utils.distillation.advice import Figures, advise, paired_z
+from ultralytics.utils.distillation.advice import Figures, advise, conclude, paired_error
 from ultralytics.utils.distillation.metrics import agreement, calibration, divergence, normalized_entropy
 
 __all__ = ("CHARTS", "TOP1", "report_classification")
@@ -90,6 +90,7 @@ def report_classification(task: DistillationTask, run: FinishedRun) -> ReportPar
         "networks": {who: describe(network, image) for who, network in networks.items()},
         "pull": run.pull,
         "entropy": figures.entropy,
+        "verdict": conclude(figures)._asdict(),
         "findings": advise(figures),
         "classes": classes,
         "confusions": _confusions(class_names(run), images),
@@ -161,16 +162,16 @@ def _figures(run: FinishedRun, networks: Mapping[str, Network], images: _Images)
     names, right = class_names(run), {who: answer == images.labels for who, answer in images.named.items()}
     chosen = {names[c]: images.labels == c for c in images.labels.unique().tolist()}
 
-    def lead(a: str, b: str, name: str | None) -> float:
+    def error(a: str, b: str, name: str | None) -> float:
         places = slice(None) if name is None else chosen[name]
-        return paired_z(right[a][places], right[b][places])
+        return paired_error(right[a][places], right[b][places])
 
     return Figures(
         TOP1.words,
         len(images.labels),
         {who: x.double().mean().item() for who, x in right.items()},
         {name: {who: x[y].double().mean().item() for who, x in right.items()} for name, y in chosen.items()},
-        lead,
+        error,
         networks["student"].curve,
         run.pull,
         normalized_entropy(images.logits["teacher"], temperature) if softened else None,

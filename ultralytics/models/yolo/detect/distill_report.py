@@ -22,7 +22,7 @@ from ultralytics.engine.distillation.report.networks import (
 from ultralytics.engine.distillation.report.run import FinishedRun, ReportPart
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.models.yolo.detect.distill_validation import Found, Validation, sure, validate
-from ultralytics.utils.distillation.advice import Figures, advise, jackknife_z
+from ultralytics.utils.distillation.advice import Figures, advise, conclude, jackknife_error
 from ultralytics.utils.ops import xywhr2xyxyxyxy, xyxy2xywh
 
 __all__ = ("CHARTS", "report_detection")
@@ -82,6 +82,7 @@ def report_detection(
         "compared": other,
         "agreement": both / either if either else None,
         "pull": run.pull,
+        "verdict": conclude(figures)._asdict(),
         "findings": advise(figures),
         "classes": rows,
     }
@@ -139,18 +140,16 @@ def _figures(
             return float(np.mean(list(precision.values()))) if precision else np.nan
         return precision.get(numbers[name], np.nan)
 
-    def lead(a: str, b: str, name: str | None) -> float:
+    def error(a: str, b: str, name: str | None) -> float:
         parts = [score(x, name) - score(y, name) for x, y in zip(without[a], without[b], strict=True)]
-        if np.isnan(parts).any():  # its few objects are all in one group
-            return 0.0
-        return jackknife_z(score(whole[a], name) - score(whole[b], name), parts)
+        return 0.0 if np.isnan(parts).any() else jackknife_error(parts)  # its few objects may all be in one group
 
     return Figures(
         words,
         images,
         {who: score(precision, None) for who, precision in whole.items()},
         {name: {who: precision[c] for who, precision in whole.items()} for name, c in numbers.items()},
-        lead,
+        error,
         networks["student"].curve,
         run.pull,
         balanced=run.plan.args.distill_balance is not None,
