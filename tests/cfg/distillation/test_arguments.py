@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.nn.distillation.class_names import read_names
 
@@ -45,6 +46,9 @@ def test_defaults():
         ("teacher_names", "[no, 1, hot dog]", ["no", "1", "hot dog"]),
         ("teacher_names", "names.yaml", "names.yaml"),
         ("teacher_names", {0: "a"}, {0: "a"}),
+        ("teacher_names", {np.int64(0): np.str_("a")}, {0: "a"}),
+        ("teacher_names", np.array(["a", "b"]), ["a", "b"]),
+        ("teacher_names", [np.str_("a"), np.int64(1)], ["a", 1]),
         ("teacher_imgsz", "224", 224),
         ("teacher_mean", "[0.5, 0.4, 0.3]", [0.5, 0.4, 0.3]),
         ("distill_layers", "[[4, 6], [layer2, layer3]]", [[4, 6], ["layer2", "layer3"]]),
@@ -56,6 +60,7 @@ def test_values_are_read(key, value, read):
     got = getattr(DistillationArgs(**{key: value}), key)
     assert got == read
     assert type(got) is type(read)
+    assert yaml.safe_dump(got) == yaml.safe_dump(read)  # plain values, as args.yaml and checkpoints hold
 
 
 @pytest.mark.parametrize(

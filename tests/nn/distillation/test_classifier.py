@@ -154,6 +154,47 @@ def test_probabilities_are_told_by_what_they_sum_to(answer, classes, meaning):
         torch.testing.assert_close(read, said)
 
 
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        (lambda x: scores(x).sigmoid(), 1),
+        (lambda x: (scores(x).sigmoid() * 255).round(), 255),
+        (lambda x: (scores(x).sigmoid() * 255).round().to(torch.uint8), 255),
+        (lambda x: (scores(x)[:, :1].sigmoid() * 255).round().to(torch.uint8), 255),
+    ],
+)
+def test_scores_each_for_itself_are_brought_to_logits(answer, whole):
+    images = bright(8)
+    single = answer(images).shape[1] == 1
+    frozen = Teacher(Answer(answer, ["no", "yes"] if single else ["a", "b", "c"]))
+    frozen.vet(32, 3, images)
+    assert (frozen.meaning, frozen.whole) == ("sigmoid", whole)
+    read = frozen(images)[0][:, 1:] if single else frozen(images)[0]
+    expected = scores(images)[:, : read.shape[1]]
+    torch.testing.assert_close(read.sigmoid(), expected.sigmoid(), atol=0.5 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(("off", "meaning"), [(0.0005, "probabilities"), (0.002, "sigmoid"), (0.04, "sigmoid")])
+def test_float_scores_that_all_but_sum_to_one_are_no_rounded_probabilities(off, meaning):
+    """As those of a network fitted with a loss of each class for itself: the better it is, the nearer to 1."""
+
+    def answer(x):
+        return scores(x).softmax(1) * (1 + off * (2 * x.mean((1, 2, 3))[:, None] - 1))
+
+    images = bright(8)
+    frozen = Teacher(Answer(answer, ["a", "b", "c"]))
+    frozen.vet(32, 3, images)
+    assert (frozen.meaning, frozen.rounded) == (meaning, False)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_probabilities_in_half_precision_sum_to_one_within_theirs(kind):
+    images = bright(8)
+    frozen = Teacher(Answer(lambda x: scores(x).softmax(1).to(kind), ["a", "b", "c"]))
+    frozen.vet(32, 3, images)
+    assert frozen.meaning == "probabilities"
+
+
 def test_two_images_do_not_tell_a_scale():
     frozen = Teacher(Answer(lambda x: scores(x).softmax(1) * 100, ["a", "b", "c"]))
     frozen.vet(32, 3)

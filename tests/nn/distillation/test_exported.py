@@ -129,6 +129,19 @@ def test_weights_beside_the_file_are_part_of_what_it_is(name, tmp_path):
     assert Teacher(whole).content_hash == hashlib.sha256((tmp_path / "whole.onnx").read_bytes()).hexdigest()
 
 
+def test_a_note_that_is_named_as_a_place_of_weights_is_none(tmp_path):
+    file = write(tmp_path / "t.onnx")
+    model = onnx.load(file)
+    note = model.metadata_props.add()
+    note.key, note.value = "location", "Plant 3"
+    onnx.save(model, file)
+    content = (tmp_path / "t.onnx").read_bytes()
+    (tmp_path / "Plant 3").write_text("not of the network")
+    assert Teacher(file).content_hash == hashlib.sha256(content).hexdigest()
+    (tmp_path / "Plant 3").unlink()
+    assert Teacher(file).content_hash == hashlib.sha256(content).hexdigest()
+
+
 def test_a_cache_of_links_holds_the_weights_beside_too(tmp_path):
     """As Hugging Face's: a folder of links to files that are named by their hashes."""
     (tmp_path / "blobs").mkdir(), (tmp_path / "snapshot").mkdir()

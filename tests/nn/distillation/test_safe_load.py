@@ -124,7 +124,7 @@ HOSTILE = {
     "os.system": (lambda f, t, c: torch.save({"model": shell(c)}, f), "system"),
     "builtins.exec": (lambda f, t, c: torch.save({"model": Call(exec, f"open({str(c)!r}, 'w')")}, f), "exec"),
     "within a trained model": (lambda f, t, c: changed(f, t, lambda ckpt: ckpt.update(git=shell(c))), "system"),
-    "a bare pickle": (lambda f, t, c: f.write_bytes(pickle.dumps(shell(c))), "damaged"),
+    "a bare pickle": (lambda f, t, c: f.write_bytes(pickle.dumps(shell(c))), "holds what Python's pickle wrote"),
     "the format before torch 1.6": (
         lambda f, t, c: torch.save({"model": shell(c)}, f, _use_new_zipfile_serialization=False),
         "torch 1.6",

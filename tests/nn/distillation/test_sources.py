@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import json
+import pickle
+import re
 import shutil
 import sys
 from collections import OrderedDict
@@ -150,6 +152,62 @@ def test_a_sound_file_of_another_kind_is_not_called_damaged(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.onnx", {"lfs": "git lfs pull", "page": "a web page", "checkpoint": "does not end in '.pt'"}),
+        ("x.safetensors", {"lfs": "git lfs pull", "checkpoint": "does not end in '.pt'", "onnx": "an ONNX model"}),
+        ("x.torchscript", {"lfs": "git lfs pull", "checkpoint": "a checkpoint"}),
+        (
+            "x.pt",
+            {"lfs": "git lfs pull", "onnx": "its name does not end in '.onnx'", "pickle": "Python's pickle wrote"},
+        ),
+    ],
+)
+def test_what_a_file_holds_is_said_whatever_reads_it(name, words, tmp_path):
+    """Trusted or not: what fetching a repository without its large files leaves, e.g., is not damaged."""
+    file = tmp_path / name
+    write = {
+        "lfs": lambda: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "page": lambda: file.write_text("<!DOCTYPE html>"),
+        "checkpoint": lambda: torch.save({"weight": torch.ones(3)}, file),
+        "onnx": lambda: file.write_bytes(b"\x08\x08\x12\x04none"),
+        "pickle": lambda: file.write_bytes(pickle.dumps([1])),
+    }
+    for kind, word in words.items():
+        write[kind]()
+        source = f"timm:resnet18@{file}" if name.endswith("safetensors") else str(file)
+        for trusted in (True, False) if name != "x.torchscript" else (True,):
+            with pytest.raises(TypeError) as e:
+                Teacher(source, trusted=trusted)
+            assert word in str(e.value)
+            assert "damaged" not in str(e.value)
+            assert "sound" not in str(e.value)
+
+
+def test_an_onnx_file_is_no_weights_for_a_librarys_network(tmp_path):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(b"\x08\x08\x12\x04none")
+    refused(f"torchvision:resnet18@{file}", TypeError, "no weights for another network", f"give it as 'teacher={file}'")
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("densenet121", lambda k: re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k)),
+        ("vit_b_32", lambda k: k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")),
+    ],
+)
+def test_torchvisions_own_files_name_layers_as_they_were_called(name, old, tmp_path):
+    size = {"image_size": 64} if name.startswith("vit") else {}
+    network = seen(torchvision.models.get_model(name, num_classes=3, **size))
+    weights = {old(k): v for k, v in network.state_dict().items()}
+    assert weights.keys() != network.state_dict().keys()
+    torch.save(weights, tmp_path / "w.pth")
+    frozen = Teacher(f"torchvision:{name}@{tmp_path / 'w.pth'}", imgsz=64)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in frozen.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
     ("name", "program"),
     [
         *(("best.engine", "TensorRT"), ("best.mlpackage", "CoreML"), ("best_openvino_model", "OpenVINO")),
@@ -271,6 +329,12 @@ def nested_deeper():
         ("resnet18", "fc", nested_deeper),
         ("mobilenet_v2", "classifier.1", lambda: torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(1280, 3))),
         ("mobilenet_v2", "classifier", lambda: torch.nn.Linear(1280, 3)),
+        ("mobilenet_v2", "classifier", lambda: torch.nn.Sequential(torch.nn.Linear(1280, 3))),
+        (
+            "efficientnet_b0",
+            "classifier",
+            lambda: torch.nn.Sequential(*[torch.nn.Dropout()] * 2, torch.nn.Linear(1280, 3)),
+        ),
     ],
 )
 def test_a_head_of_other_layers_is_its_linear_layer(name, place, head, tmp_path):

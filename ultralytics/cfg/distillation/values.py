@@ -45,12 +45,16 @@ def plain_value(value: Any) -> Any:
 
 
 def read_strings(value: Any) -> Any:
-    """Read an argument of strings: paths become strings, and "[a.pt, b.pt]" a list."""
+    """Read an argument of strings: paths and NumPy's strings become plain ones, and "[a.pt, b.pt]" a list."""
     if isinstance(value, str) and value.startswith("["):
         value = read_list(value, yaml.BaseLoader)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, np.ndarray)):
         return [read_strings(x) for x in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Mapping):
+        return {plain_value(k): read_strings(v) for k, v in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, (str, Path)) else value
 
 
 def read_output(value: Any) -> Any:

@@ -26,6 +26,7 @@ from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.cache import CachedTeacher, cache_key
 from ultralytics.nn.distillation.overlap import Answer
 from ultralytics.nn.distillation.teacher import random_images
+from ultralytics.utils import LOGGER
 from ultralytics.utils.distillation.registry import choose
 
 __all__ = ("answers_key", "fingerprint", "open_cache")
@@ -69,9 +70,15 @@ def open_cache(
     args, file = plan.args, None
     images = random_images(1, plan.data["channels"], plan.imgsz, plan.imgsz).to(device)
     if args.teacher_cache == "disk":
-        folder, parts = task.identify(plan, dataset)
-        parts["views"] = _digest_views(dataset)
-        file = plan.cache_folder / f"{folder.name}-{answers_key(plan, parts, plan.teacher(images), amp)}.bin"
+        if found := task.identify(plan, dataset):
+            folder, parts = found
+            parts["views"] = _digest_views(dataset)
+            file = plan.cache_folder / f"{folder.name}-{answers_key(plan, parts, plan.teacher(images), amp)}.bin"
+        else:
+            LOGGER.warning(
+                "'teacher_cache=disk' cannot tell the images of this dataset, which are no files, from others: the "
+                "answers are kept in memory, for this run alone."
+            )
     try:
         if file is not None:
             file.parent.mkdir(exist_ok=True)

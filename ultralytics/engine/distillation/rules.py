@@ -168,14 +168,17 @@ def _cache_cannot_be_written(plan: Plan) -> Exception | None:
 
 def _run_lies_among_images(plan: Plan) -> Exception | None:
     run = get_save_dir(plan.training).resolve()
-    for split in ("train", "val", "test"):
-        for folder in as_list(plan.data.get(split)):
-            linked = (x for x in Path(folder).glob("*") if x.is_symlink() and x.is_dir())  # e.g. a class's
-            if any(run.is_relative_to(x.resolve()) for x in (Path(folder), *linked)):
-                return ValueError(
-                    f"The run's folder '{run}' would lie among the images in '{folder}', and what it draws would be "
-                    f"taken for some of them. Give another one with 'project', or leave that out."
-                )
+    folders = [Path(x) for split in ("train", "val", "test") for x in as_list(plan.data.get(split))]
+    given = Path(str(plan.training.data))
+    if given.is_dir() and not any(x.resolve().is_relative_to(given.resolve()) for x in folders):
+        folders.append(given)  # classes that upstream has split into folders beside it
+    for folder in folders:
+        linked = (x for x in folder.glob("*") if x.is_symlink() and x.is_dir())  # e.g. a class's
+        if any(run.is_relative_to(x.resolve()) for x in (folder, *linked)):
+            return ValueError(
+                f"The run's folder '{run}' would lie among the images in '{folder}', and what it draws would be taken "
+                f"for some of them. Give another one with 'project'."
+            )
     return None
 
 

@@ -92,6 +92,8 @@ def claim_folder(args: Namespace, resumed: bool = False) -> None:
                 if again:  # a file of that name
                     raise
         args.save_dir = str(folder)
+        if resumed:
+            _own(folder / "args.yaml")
         with locked(folder), tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(ROOM))
             file.flush()
@@ -100,6 +102,13 @@ def claim_folder(args: Namespace, resumed: bool = False) -> None:
         how = "'save_dir'" if resumed else "'project'"
         said = f"The run's folder cannot be written to: {e.strerror}. Give one that can with {how}"
         raise OSError(e.errno, said, e.filename) from e
+
+
+def _own(file: Path) -> None:
+    """Make a file that a copied run shares with another, by a link, its own: upstream writes into it."""
+    if file.is_file() and (file.is_symlink() or file.stat().st_nlink > 1):
+        with whole_files(file.parent) as scratch:
+            shutil.copyfile(file, scratch / file.name)
 
 
 @contextmanager

@@ -184,8 +184,11 @@ class DistillationTask:
         """
         return dataset
 
-    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
-        """Return the folder of a dataset with views that repeat, and what tells its images and views from others."""
+    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]] | None:
+        """Return the folder of a dataset with views that repeat, and what tells its images and views from others.
+
+        None of a dataset whose images are no files, of which nothing would tell that they have changed.
+        """
         raise NotImplementedError
 
     def prepare(self, plan: Plan, batch: dict[str, Any], loaded: dict[str, Any]) -> Lesson:

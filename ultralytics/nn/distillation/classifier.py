@@ -25,8 +25,10 @@ __all__ = ("ClassificationTeacher", "TeacherEnsemble")
 
 
 MEANINGS = ("logits", "probabilities", "sigmoid")
-WHOLES = {1: 0.1, 100: 0.02, 255: 0.02}  # what probabilities, percents and bytes sum to, and how far off, rounded
+WHOLES = {1: 0.1, 100: 0.02, 255: 0.02}  # what probabilities, percents and bytes sum to, and how far off, in few bits
 EXACT = 1e-3  # how far off in floating point
+COARSEST = 1 / 100  # step of values of few bits, as a share of the whole
+MOST_STEPS = 1024  # in the greatest of them
 TINY = torch.finfo(torch.float32).tiny
 LEAST_IMAGES = 4  # whose logits do not all lie between 0 and 1 by chance
 
@@ -37,6 +39,7 @@ class ClassificationTeacher(ProbeableTeacher):
     expected = CLASSIFIER
     recognised = "logits"  # what its answers were found to be
     rounded = False  # whether these are probabilities of few bits
+    whole = 1  # what stands for a probability of 1, where each score is one for itself
     read_of: Sequence[str] = ()  # of several outputs, unless one is named, those that look alike: the first is read
 
     def fuse(self, network: nn.Module) -> nn.Module:
@@ -59,7 +62,7 @@ class ClassificationTeacher(ProbeableTeacher):
         if self.meaning == "probabilities" and not single:
             logits = logits.float().clamp_min(TINY).log()
         elif self.meaning in {"probabilities", "sigmoid"}:
-            logits = logits.float().clamp(TINY, 1 - torch.finfo(torch.float32).eps).logit()
+            logits = (logits.float() / self.whole).clamp(TINY, 1 - torch.finfo(torch.float32).eps).logit()
         if single and self.names is not None and len(self.names) == 2:
             logits = torch.cat([torch.zeros_like(logits), logits], 1)  # one score says which of two it is
         return logits
@@ -122,18 +125,23 @@ class ClassificationTeacher(ProbeableTeacher):
         if self.output in MEANINGS or isinstance(self.model, ClassificationModel):
             return
         single = answer.shape[1] == 2 and not answer[:, 0].any()  # one score that says which of two it is, see `read`
-        scores = answer[:, 1:] if single else answer
+        scores = (answer[:, 1:] if single else answer).double()
+        if (scores < 0).any():
+            return
         # Exported classifiers often end in a softmax; the logarithm gives logits back, up to a constant that no
         # softmax sees. In 8 bits each of its values may be half a step off, so that small ones are lost
-        sums, steps = scores.double().sum(1), scores.double().unique().diff()
+        sums = scores.sum(1)
         whole = min(WHOLES, key=lambda x: (sums - x).abs().max()) if count >= LEAST_IMAGES else 1
-        step = min([1 / 100, *(steps / whole).tolist()])
+        step = _step(scores / whole)
+        slack = WHOLES[whole] if step else max(EXACT, 4 * _precision(scores))
+        lost = scores.shape[1] * min(step, COARSEST) / 2
         less, more = 1 - sums.min().item() / whole, sums.max().item() / whole - 1
-        lost = scores.shape[1] * step / 2
-        if scores.shape[1] > 1 and (scores >= 0).all() and less < WHOLES[whole] + lost and more < WHOLES[whole]:
+        if scores.shape[1] > 1 and less < slack + lost and more < slack:
             self.recognised, self.rounded = "probabilities", max(less, more) > EXACT
-        elif count >= LEAST_IMAGES and (scores >= 0).all() and (scores <= 1).all():
+        elif count >= LEAST_IMAGES and (scores <= 1).all():
             self.recognised = "sigmoid"
+        elif count >= LEAST_IMAGES and 16 < scores.max() < 256 and not scores.frac().any():  # as no logits are
+            self.recognised, self.whole = "sigmoid", 255
 
     def head(self, level: FeatureLevel) -> Callable[[Tensor], Tensor] | None:
         """Return the head as a function from a level's map to logits, or None if that is not what it is given."""
@@ -141,6 +149,23 @@ class ClassificationTeacher(ProbeableTeacher):
         if not isinstance(network, ClassificationModel) or level.name != f"model.{len(network.model) - 2}":
             return None
         return lambda x: network.get_submodule(f"model.{len(network.model) - 1}")(x)[1]
+
+
+def _step(scores: Tensor) -> float:
+    """Return the step of which all scores are multiples, as those of few bits are; 0 if there is none so coarse."""
+    values, greatest = scores.unique(), scores.max().item()
+    if len(values) > MOST_STEPS or greatest <= 0:
+        return 0.0
+    counts = torch.arange(1, MOST_STEPS + 1, dtype=scores.dtype)[:, None]  # of steps in the greatest
+    steps = values * counts / greatest
+    fits = ((steps - steps.round()).abs() < 0.02).all(1)
+    return greatest / counts[fits][0].item() if fits.any() else 0.0
+
+
+def _precision(scores: Tensor) -> float:
+    """Return the precision in which scores were computed, as a share of each."""
+    kinds = (torch.bfloat16, torch.float16)
+    return next((torch.finfo(kind).eps for kind in kinds if (scores.to(kind) == scores).all()), 0.0)
 
 
 class TeacherEnsemble(Teachers):

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ("Content", "content_of", "is_safetensors", "is_torchscript", "load_safetensors", "regular_file")
+__all__ = (
+    "Content",
+    "content_of",
+    "is_safetensors",
+    "is_torchscript",
+    "load_safetensors",
+    "refuse_other",
+    "regular_file",
+)
 
 ONNX_FIELDS = {0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42}  # that may follow the version, the first, in protobuf
 BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
@@ -92,7 +100,12 @@ def content_of(file: str) -> Content | None:
     if start.startswith(BEFORE_ZIP):
         trust = "set 'teacher_trusted=True' if you trust it, or save it again with a newer torch"
         return Content("a checkpoint from before torch 1.6", f"none that can be read safely: {trust}")
+    if len(start) > 1 and start[0] == 0x80 and start[1] < 6:
+        saved = "read it with 'pickle', if you trust it, and save the network's weights by 'torch.save'"
+        return Content("what Python's pickle wrote", f"no checkpoint of torch: {saved}")
     if len(start) > 2 and start[0] == 8 and 0 < start[1] < 32 and start[2] in ONNX_FIELDS:
+        if file.lower().endswith(".onnx"):
+            return Content("an ONNX model", f"no weights for another network: give it as 'teacher={file}'")
         return Content("an ONNX model", f"its name does not end in '.onnx': {renamed}")
     if start.startswith(b"version https://git-lfs"):
         return Content("a pointer of Git LFS", "not the file: fetch that with 'git lfs pull'")
@@ -102,6 +115,22 @@ def content_of(file: str) -> Content | None:
         network = f"or name the network that its weights belong to, {named}"
         return Content("a checkpoint", f"its name does not end in '.pt': {renamed}, {network}")
     return None
+
+
+def refuse_other(file: str, teacher: Any, *but: str) -> None:
+    """Refuse a file that holds something else than it was read as, in words that say what.
+
+    Args:
+        file (str): A regular file that could not be read.
+        teacher (Any): The teacher as the user gave it.
+        *but (str): The words of what it was read as, see `Content`: such a file is damaged, for the caller to say.
+
+    Raises:
+        TypeError: If it is known what it holds.
+    """
+    found = content_of(file)
+    if found and found.words not in but:
+        raise TypeError(f"'teacher={teacher}' holds {found.words}, but {found.mend}.")
 
 
 def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -127,6 +156,7 @@ def load_safetensors(file: str, teacher: Any) -> tuple[dict[str, Tensor], dict[s
         with safe_open(file, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, ValueError) as e:
+        refuse_other(file, teacher, "safetensors weights")
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: no sound safetensors file ({e!s:.100}). Copy it again."
         ) from e

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from ultralytics.nn.distillation.files import content_of, is_torchscript
+from ultralytics.nn.distillation.files import is_torchscript, refuse_other
 from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils.patches import torch_load
 
@@ -85,8 +85,7 @@ def load_checkpoint_file(file: str, teacher: Any, trusted: bool = False, ultraly
             raise zipfile.BadZipFile("it is no checkpoint")
         _check_sizes(file)
     except zipfile.BadZipFile as e:
-        if found := content_of(file):
-            raise TypeError(f"'teacher={teacher}' holds {found.words}, but {found.mend}.") from e
+        refuse_other(file, teacher)
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: the file is damaged, cut short or no checkpoint of torch ({e}). "
             f"Copy or train it again."
@@ -127,6 +126,7 @@ def _unpickle(file: str, teacher: Any, trusted: bool, ultralytics: bool) -> Any:
                 f"({' '.join(str(e).split()):.160}). Load it where that can be imported, save its 'state_dict()', and "
                 f"give that with the network that it belongs to, e.g. 'timm:resnet18@weights.pth'."
             ) from e
+        refuse_other(file, teacher, "a checkpoint", "a checkpoint from before torch 1.6")
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: the file is damaged or no checkpoint ({type(e).__name__}). Give "
             f"the 'best.pt' of a finished classification training."

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DISTILLATION_LOSSES, TRAINING, rows, same, train, weights
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from ultralytics import YOLO
 from ultralytics.data import ClassificationDataset
@@ -249,6 +251,38 @@ def test_a_subclass_builds_a_dataset_of_its_own(cached):
     assert trainer.asked == 80
     assert isinstance(trainer.train_loader.dataset, RepeatableViews)
     assert trainer.train_loader.dataset[0]["img"].max() > 1  # not divided by 255
+
+
+class InMemory(Dataset):
+    """All that upstream asks of a dataset: samples and transforms, and no folder."""
+
+    def __init__(self, folder, files):
+        self.folder = ImageFolder(folder)
+        self.samples = [(file if files else i, c) for i, (file, c) in enumerate(self.folder.samples)]
+        self.torch_transforms = v2.Compose([v2.ToImage(), v2.Resize((32, 32)), v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        image, c = self.folder[i]
+        return {"img": self.torch_transforms(image), "cls": c}
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_a_dataset_without_a_folder_is_kept_on_disk_if_it_names_its_files(files, cached, monkeypatch):
+    """Else in memory, as nothing would tell that an image has changed."""
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+
+    class Own(Asking):
+        def build_dataset(self, img_path, mode="train", batch=None):
+            return InMemory(img_path, files)
+
+    asked = [train({**cached, "epochs": 1, "teacher_views": 1}, Own).asked for _ in range(2)]
+    assert asked == [200, 0 if files else 200]
+    assert any("which are no files" in w for w in warnings) != files
+    assert bool(list((Path(cached["data"]) / "teacher_cache").glob("*.bin"))) == files
 
 
 @pytest.mark.parametrize("damaged", [False, True])

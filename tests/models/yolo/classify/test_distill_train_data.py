@@ -159,6 +159,21 @@ def test_a_run_does_not_lie_among_its_images(task, overrides, settings_of):
     assert {x for x in folder.parent.rglob("*") if x.suffix != ".cache"} <= before
 
 
+def test_a_run_does_not_lie_among_classes_that_upstream_splits(overrides, tmp_path):
+    """A dataset of class folders alone is split into folders beside it; beside these a run may lie."""
+    data = shutil.copytree(Path(overrides["data"]) / "train", tmp_path / "data")
+    given = {**overrides, "data": str(data)}
+    for project in (data, data / "runs"):
+        with pytest.raises(ValueError, match=f"would lie among the images in '{data}'"):
+            DistillationClassificationTrainer(overrides={**given, "project": str(project)})
+    assert not (data / "runs").exists()
+    trainer = DistillationClassificationTrainer(overrides={**given, "project": str(tmp_path / "runs")})
+    assert trainer.data["nc"] == 10
+    inside = {**overrides, "project": str(Path(overrides["data"]) / "runs")}  # beside train and val
+    assert DistillationClassificationTrainer(overrides=inside).save_dir.is_relative_to(overrides["data"])
+    shutil.rmtree(inside["project"])
+
+
 def test_a_run_does_not_lie_among_images_that_are_linked(overrides, tmp_path):
     data, elsewhere = Path(overrides["data"]), tmp_path / "elsewhere"
     for split in ("train", "val"):

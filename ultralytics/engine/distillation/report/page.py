@@ -78,7 +78,7 @@ def render(template: Path, **shown: Any) -> str:
     """Return a page, of a template that may extend those beside this module."""
     loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
-    environment.filters |= {"percent": lambda x: f"{100 * x:.1f} %", "advice": _advice}
+    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}\N{NO-BREAK SPACE}%", "advice": _advice}
     return environment.get_template(template.name).render(**shown)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
+from ultralytics.cfg.distillation import as_list
 from ultralytics.data import ClassificationDataset
 from ultralytics.data.augment import classify_transforms
 from ultralytics.data.distillation.views import RepeatableViews
@@ -218,10 +219,13 @@ class ClassificationTask(DistillationTask):
             dataset = ReadableDataset(dataset)
         return RepeatableViews(dataset, plan.args.teacher_views) if training and plan.args.teacher_cache else dataset
 
-    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+    def identify(self, plan: Plan, dataset: Dataset) -> tuple[Path, dict[str, Any]] | None:
         """Return the folder of a dataset, its files as they are now, and how they are augmented."""
-        root = Path(dataset.root)
-        files = [(os.path.relpath(file, root), os.stat(file)) for file, *_ in dataset.samples]
+        root = Path(as_list(plan.data["train"])[0])
+        named = [file for file, *_ in dataset.samples]
+        if not all(isinstance(file, (str, os.PathLike)) and os.path.isfile(file) for file in named):
+            return None
+        files = [(os.path.relpath(file, root), os.stat(file)) for file in named]
         images = [(name, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for name, x in files]
         return root, {"images": images, "transforms": str(dataset.torch_transforms)}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.distillation.files import refuse_other
 from ultralytics.nn.distillation.sources.base import Source, names_in
 
 __all__ = ("open_onnx", "open_torchscript")
@@ -98,15 +99,16 @@ class _OnnxNetwork(nn.Module):
 def open_onnx(file: str, teacher: Any) -> Source:
     """Open an ONNX file: its operators compute, and can do nothing else."""
     beside = _weights_beside(file)
-    if missing := [name for name in beside if not Path(name).is_file()]:
-        raise FileNotFoundError(
-            f"'teacher={teacher}' has weights in '{missing[0]}', which is not there. Copy that file, too."
-        )
     try:
         network = _OnnxNetwork(file)
     except ImportError as e:
         raise ImportError(f"'teacher={teacher}' needs ONNX Runtime. Install it with 'pip install onnxruntime'.") from e
     except Exception as e:  # onnxruntime's exceptions share no class of their own
+        if missing := [name for name in beside if not Path(name).is_file()]:
+            raise FileNotFoundError(
+                f"'teacher={teacher}' has weights in '{missing[0]}', which is not there. Copy that file, too."
+            ) from e
+        refuse_other(file, teacher, "an ONNX model")
         raise TypeError(
             f"'teacher={teacher}' cannot be loaded: the file is damaged or no ONNX model ({type(e).__name__})."
         ) from e
@@ -126,7 +128,8 @@ def open_onnx(file: str, teacher: Any) -> Source:
         raise TypeError(f"'teacher={teacher}' takes images of {height}x{width}, but training images are square.")
     notes = session.get_modelmeta().custom_metadata_map
     source = Source(file, network, names_in(notes), channels, height, has_features=False, file=file)
-    source.beside = beside
+    noted = notes.get("location")  # which is written as tensors name their files
+    source.beside = [name for name in beside if noted is None or name != str(Path(file).parent / noted)]
     return source
 
 
@@ -155,4 +158,5 @@ def open_torchscript(file: str, teacher: Any, trusted: bool) -> Source:
         sides = known.get("imgsz") or [None]  # of the example that Ultralytics' export traced
         return Source(file, network, names_in(known), known.get("channels"), sides[0], has_features=False, file=file)
     except (RuntimeError, ValueError, AttributeError, TypeError, LookupError) as e:
+        refuse_other(file, teacher, "a TorchScript program")
         raise TypeError(f"'teacher={teacher}' cannot be loaded: the TorchScript file is damaged.") from e

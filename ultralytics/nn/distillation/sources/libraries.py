@@ -26,6 +26,11 @@ STATE_KEYS = (  # where training loops keep the weights, the averaged ones befor
     *("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema"),
     *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "teacher", "student"),
 )
+LEGACY = (  # names in TorchVision's own files, by which it has called the layers of DenseNet and ViT
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"\bmlp\.linear_1\."), "mlp.0."),
+    (re.compile(r"\bmlp\.linear_2\."), "mlp.3."),
+)
 LOSSES = {"criterion", "loss", "loss_fn", "loss_func"}  # which may keep weights of classes beside the network
 TRANSFORMERS = re.compile(r"\.(embeddings|embedder|encoder\.(layer|stages))\.")  # in names of Hugging Face's weights
 
@@ -191,7 +196,7 @@ def _open_weights(
         content = load_checkpoint_file(file, teacher, trusted)
         saved = _state_of(content, teacher)
     network = build(2)
-    state = _named_as(network.state_dict(), saved, teacher)
+    state = _named_as(network.state_dict(), _renamed(saved, network.state_dict()), teacher)
     resized = imgsz if fixed_imgsz(network) else None
     network = build(2, resized) if resized else network
     expected = network.state_dict()
@@ -245,6 +250,16 @@ def _check_known(name: str, known: Sequence[str], teacher: str) -> None:
         raise ValueError(f"'teacher={teacher}' names no classifier of the library. Similar names are {near}.")
 
 
+def _renamed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights with the names that a library has given to layers since the file was written."""
+    renamed = {}
+    for name, weight in state.items():
+        others = (pattern.sub(now, name) for pattern, now in LEGACY)
+        now = next((x for x in others if x != name and any(x.endswith(k) for k in expected)), name)
+        renamed[now] = weight
+    return renamed
+
+
 def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], teacher: str) -> dict[str, Tensor]:
     """Return weights without the prefix that a training loop has put before their names, e.g. `module.student.`.
 
@@ -274,7 +289,7 @@ def _named_as(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], teach
 def _head_renamed(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: Sequence[str], teacher: str
 ) -> dict[str, Tensor]:
-    """Return weights in which the head has the library's name, where it lies inside that or is what holds it there.
+    """Return weights in which the head has the library's name, where it lies inside that, beside it or holds it there.
 
     So it is where someone has put a linear layer behind others without weights, e.g. dropout, in the place of the head,
     or one in the place of such. What a loss has kept beside the network is left out.
@@ -294,7 +309,8 @@ def _head_renamed(
             )
         return state
     (theirs,), (ours,) = other, lacking
-    if not (theirs.startswith(f"{ours}.") or ours.startswith(f"{theirs}.")):
+    beside = "." in ours and theirs.rpartition(".")[0] == ours.rpartition(".")[0]  # in one sequence
+    if not (beside or theirs.startswith(f"{ours}.") or ours.startswith(f"{theirs}.")):
         return state
     renamed = {f"{ours}.{k.removeprefix(f'{theirs}.')}" if k not in expected else k: v for k, v in state.items()}
     fits = all(name in renamed and renamed[name].shape[1:] == expected[name].shape[1:] for name in head)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 from ultralytics.engine.model import Model
-from ultralytics.nn.distillation.files import content_of
+from ultralytics.nn.distillation.files import refuse_other
 from ultralytics.nn.distillation.safe_load import check_modules, load_checkpoint_file
 from ultralytics.nn.distillation.sources.base import Expected, Source, fixed_imgsz, names_of
 from ultralytics.nn.distillation.sources.libraries import timm_recipe
@@ -24,8 +24,7 @@ __all__ = ("open_module", "open_ultralytics")
 def open_ultralytics(file: str, teacher: Any, trusted: bool, expected: Expected) -> Source:
     """Open a checkpoint of Ultralytics' own, of the task that is expected."""
     if Path(file).suffix != ".pt":
-        if found := content_of(file):
-            raise TypeError(f"'teacher={teacher}' holds {found.words}, but {found.mend}.")
+        refuse_other(file, teacher)
         raise TypeError(
             f"'teacher={teacher}' is no '.pt', ONNX or TorchScript file. Give the 'best.pt' of a {expected.noun} "
             f"training, or weights with the network that they belong to, e.g. 'timm:resnet18@{Path(file).name}'."
