@@ -74,7 +74,7 @@ def load_benchmark(name: str) -> ModuleType:
 def compatibility_table(manual: str, mark: str) -> dict[str, str]:
     """Return what a manual says of each of upstream's settings, in the table at a mark: works or refused."""
     text = (ROOT / manual / "reference.md").read_text(encoding="utf-8")
-    table = re.search(rf"<!-- {mark} -->\n\n(.*?)\n\n", text, re.DOTALL).group(1)
+    table = re.search(rf"<!-- {mark} -->\n\n(.*?)\n(\n|$)", text, re.DOTALL).group(1)
     words = dict(zip(MANUALS[manual], MANUALS["docs"], strict=True))
     cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     return {first.strip("`"): words[result] for first, result, *_ in cells}
