@@ -23,7 +23,7 @@ from distill_train_example import load_digit_images, write_image_folder
 
 TRAINING = {"imgsz": 32, "batch": 32, "epochs": 1, "optimizer": "AdamW", "lr0": 0.002, "plots": False, "device": "cpu"}
 ROOT = Path(__file__).resolve().parents[1]
-MANUALS = {"DISTILLATION_README.md": ("works", "refused"), "DISTILLATION_README.zh-CN.md": ("可用", "拒绝")}
+MANUALS = {"docs": ("works", "refused"), "docs/zh-CN": ("可用", "拒绝")}  # folders of pages
 DISTILLATION_LOSSES = ("response_loss", "feature_loss", "attention_loss")
 
 
@@ -73,9 +73,9 @@ def load_benchmark(name: str) -> ModuleType:
 
 def compatibility_table(manual: str, mark: str) -> dict[str, str]:
     """Return what a manual says of each of upstream's settings, in the table at a mark: works or refused."""
-    text = (ROOT / manual).read_text(encoding="utf-8")
-    table = re.search(rf"<!-- {mark} -->\n\n(.*?)\n\n", text, re.DOTALL).group(1)
-    words = dict(zip(MANUALS[manual], MANUALS["DISTILLATION_README.md"], strict=True))
+    text = (ROOT / manual / "reference.md").read_text(encoding="utf-8")
+    table = re.search(rf"<!-- {mark} -->\n\n(.*?)\n(\n|$)", text, re.DOTALL).group(1)
+    words = dict(zip(MANUALS[manual], MANUALS["docs"], strict=True))
     cells = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     return {first.strip("`"): words[result] for first, result, *_ in cells}
 

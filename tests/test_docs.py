@@ -3,21 +3,25 @@
 import copy
 import inspect
 import json
+import os.path
 import re
 import shlex
-import subprocess
-import sys
+import shutil
+import unicodedata
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import unquote
 
 import helpers
 import pytest
-from helpers import ROOT, TRAINING, Stopped, load_benchmark, stop_after, train
+from helpers import ROOT, TRAINING, Stopped, load_benchmark, plain, stop_after, train
 from teachers import onnx, timm_safetensors
-from ultralytics.cfg import DEFAULT_CFG_DICT, parse_key_value_pair
+from ultralytics.cfg import DEFAULT_CFG_DICT, entrypoint, parse_key_value_pair
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
 from ultralytics.engine.distillation.compare import table
-from ultralytics.models.distillation import TRAINERS
+from ultralytics.models.distillation import TRAINERS, command
+from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.distillation import DistillationLoss, methods, registry, response_loss
 from ultralytics.utils.distillation.dense import DenseDistillationLoss
@@ -27,12 +31,19 @@ from distill_train_example import write_scenes
 from train import main as train_script
 
 MANUALS = list(helpers.MANUALS)
-DOCUMENTS = ["README.md", *MANUALS, "CONTRIBUTING.md", "benchmarks/README.md"]
+PAGES = {f"{MANUALS[0]}/{x.name}": f"{MANUALS[1]}/{x.name}" for x in sorted((ROOT / MANUALS[0]).glob("*.md"))}
+SHORT = {"DISTILLATION_README.md": "DISTILLATION_README.zh-CN.md"}
+TRANSLATED = {**SHORT, **PAGES}
+DOCUMENTS = ["README.md", *TRANSLATED, *TRANSLATED.values(), "CONTRIBUTING.md", "benchmarks/README.md"]
 CI = (ROOT / ".ci/run").read_text() + (ROOT / "Makefile").read_text()
 
 
+def read(*place):
+    return ROOT.joinpath(*place).read_text(encoding="utf-8")
+
+
 def blocks(document, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", read(document), re.DOTALL)
 
 
 def commands(document):
@@ -40,7 +51,46 @@ def commands(document):
     return [c.strip() for block in blocks(document, "bash") for line in block.splitlines() for c in line.split("&&")]
 
 
-COMMANDS = sorted({command for document in DOCUMENTS for command in commands(document) if command})
+def named(document):
+    """Return the commands of ours that a document's sentences and tables name."""
+    text = re.sub(r"```.*?```", "", read(document), flags=re.DOTALL)
+    inline = re.findall(r"`((?:yolo-distill|python train\.py)[^`]*)`", text)
+    return [shlex.split(x.replace("python train.py", "yolo-distill train")) for x in inline]
+
+
+def meaning(command):
+    """Return a program and its arguments, whatever their order."""
+    first, *arguments = shlex.split(command)
+    return first, frozenset(arguments)
+
+
+WRITTEN = sorted({c for document in DOCUMENTS for c in commands(document) if c})
+COMMANDS = {meaning(c): c for c in WRITTEN}  # those that mean the same once
+OF_THE_SCRIPT = {k: c for k, c in COMMANDS.items() if meaning(c.replace("python train.py", "yolo-distill train")) != k}
+OF_BOTH = [c for c in OF_THE_SCRIPT.values() if meaning(c.replace("python train.py", "yolo-distill train")) in COMMANDS]
+
+
+def resolve(document, target):
+    """Return the path, from the root, of what a link of a document leads to."""
+    return Path(os.path.normpath(Path(document).parent / target)).as_posix()
+
+
+def links(text):
+    """Return the file and the anchor of each link that stays in the repository."""
+    targets = [x for x in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", x)]
+    return [tuple(unquote(x).partition("#")[::2]) for x in targets]
+
+
+def anchors(text):
+    """Return the anchors of the headings of a text, by GitHub's rules."""
+    found = Counter()
+    for heading in re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()).lower()  # of a link, its words
+        kinds = zip(shown, map(unicodedata.category, shown), strict=True)
+        found[
+            "".join(c for c, kind in kinds if c in " -" or kind[0] in "LM" or kind in {"Nd", "Pc"}).replace(" ", "-")
+        ] += 1
+    return {f"{anchor}-{i}" if i else anchor for anchor, times in found.items() for i in range(times)}
 
 
 def default_elsewhere(name):
@@ -59,33 +109,66 @@ def rows():
 
 
 def test_the_table_is_the_code():
-    manual = (ROOT / MANUALS[0]).read_text(encoding="utf-8")
-    assert "\n".join(rows()) in manual
+    assert "\n".join(rows()) in read(MANUALS[0], "reference.md")
 
 
 def test_the_chinese_table_has_the_same_parameters():
-    manual = (ROOT / MANUALS[1]).read_text(encoding="utf-8")
-    _, _, table = manual.partition("| 参数 | 默认值 |")
+    _, _, table = read(MANUALS[1], "reference.md").partition("| 参数 | 默认值 |")
     shown = re.findall(r"^\| `(\w+)` \| (\S+) \| ([^|]*) \|[^|]*\|[^|]*\|$", table.split("\n\n")[0], re.MULTILINE)
     assert shown == [(f.name, str(f.default), default_elsewhere(f.name)) for f in fields(DistillationArgs)]
 
 
-def test_the_manuals_are_in_step():
-    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in MANUALS)
-    for pattern in (r"^#+ ", r"```\w+", r"^\|.*\|.*\|$"):  # headings, examples, rows
+def test_the_manuals_have_the_same_pages():
+    assert {f"{MANUALS[1]}/{x.name}" for x in (ROOT / MANUALS[1]).iterdir()} == set(PAGES.values())
+
+
+@pytest.mark.parametrize("document", TRANSLATED)
+def test_the_manuals_are_in_step(document):
+    """Page by page: headings by level, examples, rows by their cells, figures, commands, code and links."""
+    pair = document, TRANSLATED[document]
+    english, chinese = map(read, pair)
+    for pattern in (r"^#+ ", r"```\w+", r"^\|.*\|.*\|$"):
         found = [re.findall(pattern, manual, re.MULTILINE) for manual in (english, chinese)]
-        assert len(found[0]) == len(found[1]), pattern
+        assert [x.count("|") or x for x in found[0]] == [x.count("|") or x for x in found[1]], pattern
     figures = [re.findall(r"[+-]?\d+\.\d+", manual) for manual in (english, chinese)]
     assert figures[0] == figures[1]
-    assert [commands(name) for name in MANUALS[:1]] == [commands(name) for name in MANUALS[1:]]
+    assert commands(pair[0]) == commands(pair[1])
+    code = [[re.sub(r" +#.*", "", example) for example in blocks(name, "python")] for name in pair]
+    assert code[0] == code[1]  # but for its comments
+    files = [[resolve(name, file) for file, _ in links(read(name)) if file] for name in pair]
+    assert sorted(x if x == pair[1] else TRANSLATED.get(x, x) for x in files[0]) == sorted(
+        pair[1] if x == pair[0] else x for x in files[1]
+    )
 
 
-@pytest.mark.parametrize("document", MANUALS)
+@pytest.mark.parametrize("language", [list(TRANSLATED), list(TRANSLATED.values())], ids=MANUALS)
+def test_each_page_leads_to_the_others(language):
+    """The pages by their first paragraph."""
+    other = {**TRANSLATED, **{chinese: english for english, chinese in TRANSLATED.items()}}
+    for page in language:
+        text = read(page)
+        first = text if page.startswith("DISTILLATION_README") else text.split("\n\n")[0]
+        assert {resolve(page, file) for file, _ in links(first) if file} == {*language, other[page]} - {page}, page
+
+
+@pytest.mark.parametrize("manual", MANUALS)
+def test_the_commands_are_those_of_the_code(manual):
+    shown = re.findall(r"^\| `yolo-distill (\w+)` \|", read(manual, "start.md"), re.MULTILINE)
+    assert shown == list(command.COMMANDS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_in_sentences_can_be_read(document):
+    for _, *arguments in named(document):
+        _, given = command.read_command(arguments)
+        DistillationArgs.split({k: v for k, v in given.items() if k != "use_distillation"})
+
+
+@pytest.mark.parametrize("manual", MANUALS)
 @pytest.mark.parametrize("argument", ["response_method", "feature_method"])
-def test_the_methods_are_those_of_the_code_with_their_figures(document, argument):
+def test_the_methods_are_those_of_the_code_with_their_figures(manual, argument):
     """Every method has a row, with its weight, its hyper-parameters and what the benchmark measured."""
-    manual = (ROOT / document).read_text(encoding="utf-8")
-    _, _, table = manual.partition(f"| `{argument}=` |")
+    _, _, table = read(manual, "losses.md").partition(f"| `{argument}=` |")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n\n")[0].splitlines()[2:]]
     assert [row[0].strip("`") for row in rows] == list(methods(argument))
     measured = json.loads((ROOT / "benchmarks/results/methods.json").read_text())["summary"]
@@ -108,8 +191,8 @@ def test_evidence_is_what_was_measured():
     for report in reports.values():
         assert len(report["findings"]["gain"]["by seed"]) >= 5
         assert report["findings"] == json.loads(json.dumps(evidence.findings(report)))
-    assert evidence.table(reports) in (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
-    manual = (ROOT / MANUALS[0]).read_text(encoding="utf-8")
+    assert evidence.table(reports) in read("benchmarks/README.md")
+    manual = read(MANUALS[0], "results.md")
     for report in reports.values():
         tops = [report["teacher_top1"], *(report["summary"][k]["mean"] for k in ("plain", "distilled"))]
         found = [evidence.show(report["findings"][name]) for name in ("gain", "epochs to plain, %")]
@@ -142,11 +225,11 @@ def test_evidence_is_what_was_measured():
 def test_what_todays_losses_reach_is_what_was_measured(name, what, words, seeds):
     report = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     assert report[what]["plain"]["seeds"] == seeds
-    assert table(report[what], words) in (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    assert table(report[what], words) in read("benchmarks/README.md")
 
 
 def test_the_cost_of_a_step_is_what_was_measured():
-    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    text = read("benchmarks/README.md")
     show = load_benchmark("common").show
     for name in ("speed", "speed_threads", "teacher"):
         results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["results"]
@@ -156,7 +239,7 @@ def test_the_cost_of_a_step_is_what_was_measured():
 
 
 def test_the_cost_of_a_detectors_step_is_what_was_measured():
-    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    text = read("benchmarks/README.md")
     show = load_benchmark("common").show
     results = [
         json.loads((ROOT / f"benchmarks/results/dense_{name}.json").read_text())["cost"]["ratios"]
@@ -168,7 +251,7 @@ def test_the_cost_of_a_detectors_step_is_what_was_measured():
 
 @pytest.mark.parametrize("manual", MANUALS)
 def test_what_each_loss_of_a_detector_gains_alone_is_what_was_measured(manual):
-    text = (ROOT / manual).read_text(encoding="utf-8")
+    text = read(manual, "dense.md")
     lines = re.search(r"\| (switch|开关) \|.*?\n\n", text, re.DOTALL).group().splitlines()
     for task, own in (("pose", "keypoint"), ("segment", "mask")):
         summary = json.loads((ROOT / f"benchmarks/results/dense_{task}.json").read_text())["summary"]
@@ -187,19 +270,23 @@ def test_what_each_loss_of_a_detector_gains_alone_is_what_was_measured(manual):
         assert all(f"`{name}` {row['difference']:+.1f}" in text for name, row in others.items())
 
 
-def test_links_lead_somewhere():
-    for document in DOCUMENTS:
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-            assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
-        headings = [re.sub(r"[^\w\- ]", "", x.lower()) for x in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
-        for target in re.findall(r"\]\(#([^)]+)\)", text):
-            assert target in {heading.replace(" ", "-") for heading in headings}, f"{document}: #{target}"
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_lead_somewhere(document):
+    """To a file, or to a heading of a document, of its own or another."""
+    for file, anchor in links(read(document)):
+        target = resolve(document, file) if file else document
+        assert (ROOT / target).exists(), f"{file}#{anchor}"
+        assert not anchor or anchor in anchors(read(target)), f"{file}#{anchor}"
+
+
+def test_anchors_are_githubs():
+    text = "# `a_b`: c-d, e's\n```bash\n# no heading\n```\n## 检测、掩码 与 GPU\n## A [link](x.md)\n### a link\n"
+    assert anchors(text) == {"a_b-c-d-es", "检测掩码-与-gpu", "a-link", "a-link-1"}
 
 
 @pytest.mark.parametrize(("manual", "words"), list(zip(MANUALS, ("are divided by {}", "除以 {}"), strict=True)))
 def test_the_manuals_say_what_feature_methods_weigh_for_detectors(manual, words):
-    assert words.format(round(1 / DenseDistillationLoss.feature_scale)) in (ROOT / manual).read_text(encoding="utf-8")
+    assert words.format(round(1 / DenseDistillationLoss.feature_scale)) in read(manual, "dense.md")
 
 
 def test_the_loss_and_the_arguments_have_the_same_defaults():
@@ -211,24 +298,73 @@ def test_the_loss_and_the_arguments_have_the_same_defaults():
     assert inspect.signature(response_loss).parameters["temperature"].default == DistillationArgs().temperature
 
 
+@pytest.fixture(scope="module")
+def made(digits, teacher, tmp_path_factory):
+    """Return a function that gives what a placeholder of the documents stands for, each made once."""
+    folder = tmp_path_factory.mktemp("made")
+    own = {**TRAINING, "fraction": 0.2, "model": "yolo11n-cls.yaml", "data": str(digits), "project": str(folder)}
+    distilled = {**own, "teacher": str(teacher)}
+    files = {"path/to/best.pt": teacher, "path/to/dataset": digits}
+
+    def scenes():
+        return write_scenes(folder / "scenes", "detect", train=8, val=4, side=64)
+
+    def detector():
+        given = {**own, "fraction": 1.0, "imgsz": 64, "model": "yolo11n.yaml", "data": str(make("path/to/scenes.yaml"))}
+        return train(given, DetectionTrainer).best
+
+    def stopped():
+        with pytest.raises(Stopped):
+            train({**distilled, "epochs": 2, "name": "stopped"}, on_fit_epoch_end=stop_after(0))
+        return folder / "stopped" / "weights" / "last.pt"
+
+    makers = {
+        "path/to/weights.safetensors": lambda: timm_safetensors(folder, teacher).rpartition("@")[2],
+        "path/to/model.onnx": lambda: onnx(folder, teacher),
+        "path/to/student.pt": lambda: shutil.copy(teacher, folder / "student.pt"),
+        "path/to/scenes.yaml": scenes,
+        "path/to/detector.pt": detector,
+        "path/to/last.pt": stopped,
+        "path/to/run": lambda: train({**distilled, "name": "run"}).save_dir,
+        "path/to/plain_run": lambda: train({**plain(own), "name": "plain_run"}, ClassificationTrainer).save_dir,
+    }
+
+    def make(place):
+        if place not in files:
+            files[place] = makers[place]()
+        return str(files[place])
+
+    def put(argument):
+        return re.sub(r"path/to/[\w.]+", lambda place: make(place[0]), argument)
+
+    return put
+
+
+@pytest.mark.parametrize("written", OF_BOTH)
+def test_the_script_does_what_the_command_does(written, monkeypatch):
+    """What is written for both runs below as the command's."""
+    given = []
+    monkeypatch.setitem(command.COMMANDS, "train", given.append)
+    arguments = shlex.split(written)[2:]
+    train_script(arguments)
+    command.run(["train", *arguments])
+    assert given[0] == {"use_distillation": True, **given[1]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(command, overrides, teacher, tmp_path, monkeypatch):
+@pytest.mark.parametrize("written", [c for c in COMMANDS.values() if c not in OF_BOTH])
+def test_every_command_runs(written, made, tmp_path, monkeypatch, undrawn):
     """As written, but for the paths, and briefly."""
-    first = shlex.split(command)[0]
-    if first == "yolo":  # upstream's own command
-        assert {k for k, _ in map(parse_key_value_pair, shlex.split(command)[3:])} <= DEFAULT_CFG_DICT.keys()
-        return
+    first, *arguments = shlex.split(written)
     if first in {"pip", "make", "pytest"}:
-        assert command in CI or command in {"pip install -e .", 'pytest -m "not slow"'}
+        assert written in CI or written in {"pip install -e .", 'pytest -m "not slow"'}
         return
     if first == "torchrun":  # tests/models/yolo/classify/test_distill_train_ddp.py runs the like
-        script, *arguments = shlex.split(command)[shlex.split(command).index("train.py") :]
-        DistillationArgs.split(parse_arguments(arguments))
+        DistillationArgs.split(parse_arguments(arguments[arguments.index("train.py") + 1 :]))
         return
-    script = shlex.split(command)[1]
-    arguments = shlex.split(command)[2:]
-    if script.startswith("benchmarks/"):  # tests/benchmarks runs them; as written they take longer than all other tests
+    if first == "python" and arguments[0].startswith("benchmarks/"):
+        # tests/benchmarks runs them; as written they take longer than all other tests
+        script, *arguments = arguments
         given = parse_arguments(arguments)
         runs = load_benchmark("paired_runs")
         runs.check_variants(runs.parse_variants(given.get("variants", "plain"), {}, {"plain": None}))
@@ -236,51 +372,39 @@ def test_every_command_runs(command, overrides, teacher, tmp_path, monkeypatch):
         _, given = DistillationArgs.split({k: v for k, v in given.items() if k not in own})
         assert given.keys() <= DEFAULT_CFG_DICT.keys()
         return
-    if script == "distill_train_example.py" and set(arguments) <= {"task=detect"}:  # tests/test_example.py runs these
+    if first == "yolo" and arguments[0] != "export":  # upstream's own command
+        assert {k for k, _ in map(parse_key_value_pair, arguments[2:])} <= DEFAULT_CFG_DICT.keys()
         return
-    if "resume=path/to/last.pt" in arguments:
-        with pytest.raises(Stopped):
-            train({**overrides, "epochs": 2, "fraction": 0.2}, on_fit_epoch_end=stop_after(0))
-        (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
-        done = subprocess.run([sys.executable, ROOT / script, f"resume={last}"], cwd=tmp_path)
-        assert done.returncode == 0
-        return
-    places = {"path/to/best.pt": overrides["teacher"], "path/to/dataset": overrides["data"]}
-    for place, make in (("path/to/weights.safetensors", timm_safetensors), ("path/to/model.onnx", onnx)):
-        if place in command:
-            places[place] = make(tmp_path, teacher).rpartition("@")[2]
-    if "path/to/scenes.yaml" in command:
-        data = write_scenes(tmp_path / "scenes", "detect", train=8, val=4, side=64)
-        detector = {
-            **TRAINING,
-            "imgsz": 64,
-            "model": "yolo11n.yaml",
-            "data": str(data),
-            "project": str(tmp_path / "made"),
-        }
-        places |= {"path/to/scenes.yaml": str(data), "path/to/detector.pt": str(train(detector, DetectionTrainer).best)}
-    for place, path in places.items():
-        arguments = [argument.replace(place, path) for argument in arguments]
-    if "teacher=self" in arguments:
-        arguments.append("self_distill_start=0")  # of the one epoch
-    if arguments and "--help" not in arguments:
-        brief = {**TRAINING, "fraction": 0.2, "project": str(tmp_path)}
-        brief |= {"teacher_epochs": 1} if "example" in script and "teacher=path" not in command else {}
-        arguments += [f"{k}={v}" for k, v in brief.items()]
-    elif "example" in script:
-        arguments = ["epochs=1", "teacher_epochs=1", "fraction=0.2"]
     monkeypatch.chdir(tmp_path)
-    {"train.py": train_script, "distill_train_example.py": example_script}[script](arguments)
+    arguments = [made(argument) for argument in arguments]
+    if first == "yolo":
+        entrypoint(" ".join([first, *arguments, "imgsz=32", "device=cpu"]))
+        return
+    main = command.run
+    if first == "python":
+        script, *arguments = arguments
+        if script == "distill_train_example.py" and set(arguments) <= {"task=detect"}:
+            return  # tests/test_example.py runs these
+        main = {"train.py": train_script, "distill_train_example.py": example_script}[script]
+    if not {"report", "methods", "help", "--help"} & set(arguments) and "resume=" not in written:
+        brief = {**TRAINING, "fraction": 0.2, "project": str(tmp_path)}
+        if "teacher=self" in arguments:
+            brief["self_distill_start"] = 0  # of the one epoch
+        if "seeds=3" in arguments:
+            brief["seeds"] = 2
+        if main is example_script and "teacher=path" not in written:
+            brief["teacher_epochs"] = 1
+        arguments += [f"{k}={v}" for k, v in brief.items()]
+    main(arguments)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", MANUALS)
-def test_python_examples_run(document, overrides, monkeypatch, tmp_path):
-    examples = blocks(document, "python")
+def test_python_examples_run(made, monkeypatch, tmp_path):
+    """The English ones, as the Chinese are the same."""
+    examples = [example for document in TRANSLATED for example in blocks(document, "python")]
     assert len(examples) == 3
     monkeypatch.setattr(registry, "_METHODS", copy.deepcopy(registry._METHODS))  # one example adds a method
     brief = f", project={str(tmp_path)!r}, imgsz=32, batch=32, device='cpu', plots=False, fraction=0.2"
     for example in examples:
-        code = example.replace("path/to/best.pt", overrides["teacher"]).replace("path/to/dataset", overrides["data"])
-        exec(code.replace("epochs=50", f"epochs=1{brief}"), {})
+        exec(made(example).replace("epochs=50", f"epochs=1{brief}"), {})
     assert len(list(tmp_path.rglob("best.pt"))) == 3
