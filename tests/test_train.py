@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 import yaml
 from helpers import TRAINING
 from safetensors.torch import save_file
 from teachers import seen
 from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.models.distillation.command import check_cuda
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.classifier import ClassificationTeacher
@@ -80,19 +78,6 @@ def test_resumes(overrides):
     resumed = train.main([f"resume={trainer.last}"])
     assert resumed.start_epoch == 1
     assert resumed.save_dir == trainer.save_dir
-
-
-def test_says_what_it_runs_on(monkeypatch):
-    said = []
-    monkeypatch.setattr(LOGGER, "info", said.append)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert check_cuda() is False
-    assert "CPU" in said[0]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    assert check_cuda() is True
-    assert "2 x a GPU" in said[1]
 
 
 @pytest.mark.parametrize("missing", ["data", "teacher"])

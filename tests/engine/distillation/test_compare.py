@@ -11,10 +11,7 @@ from helpers import TRAINING
 from scipy import stats
 from ultralytics.engine.distillation import compare as comparison
 from ultralytics.engine.distillation.compare import compare, evaluate, summarise, table, train_student
-from ultralytics.models.distillation import command
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
-
-import train
 
 
 def test_summary_is_the_paired_test():
@@ -145,16 +142,6 @@ def test_a_damaged_run_starts_anew(settings, tmp_path, monkeypatch):
     again = train_student(DistillationClassificationTrainer, overrides, "plain_0")
     assert math.isnan(again["seconds"])
     assert again["top1"] == row["top1"]
-
-
-def test_the_command(settings, monkeypatch):
-    compared = []
-    monkeypatch.setattr(command, "compare", lambda *arguments: compared.append(arguments))
-    assert train.main(["compare", *(f"{k}={v}" for k, v in settings.items())]) is None
-    ((trainer_class, given),) = compared
-    assert trainer_class is DistillationClassificationTrainer
-    assert given["seeds"] == 2
-    assert given["teacher"] == settings["teacher"]
 
 
 @pytest.mark.parametrize(("batch", "measured"), [(8, 8), (-1, None), (0.7, None)])

@@ -244,8 +244,9 @@ def compare_files(
         FileNotFoundError: If a file does not exist.
         ValueError: If there is no `data`, or an argument is of distillation.
     """
-    task, (distillation, training) = trainer_class.task, DistillationArgs.split(settings)
-    if wrong := next((name for name in (*distillation, "seeds") if name in settings), None):
+    task, seeds = trainer_class.task, [name for name in ("seeds", "seed") if name in settings]
+    distillation, training = DistillationArgs.split({k: v for k, v in settings.items() if k not in seeds})
+    if wrong := next(iter((*seeds, *distillation)), None):
         raise ValueError(f"'{wrong}=' has no effect on files that are trained already. Leave it out.")
     if "data" not in training:
         raise ValueError("No 'data=' given. Give a dataset to validate the files on.")

@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "verbose=True" in arguments or "verbose" in arguments:
             traceback.print_exc()
         told = isinstance(e, (TypeError, ValueError, SyntaxError, OSError, ImportError, RuntimeError)) and str(e)
-        LOGGER.error(str(e) if told else f"{type(e).__name__}: {e}. 'verbose=True' shows where it comes from.")
+        said = str(e).partition("\n")[0] if isinstance(e, SyntaxError) else str(e)  # upstream adds the manual of `yolo`
+        LOGGER.error(said if told else f"{type(e).__name__}: {e}. 'verbose=True' shows where it comes from.")
         return 2 if isinstance(e, SyntaxError) else 1
     return 0
 

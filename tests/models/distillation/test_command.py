@@ -1,0 +1,186 @@
+"""The console command: what it takes, what it gives back, and how it fails."""
+
+import importlib.metadata
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from teachers import onnx
+from ultralytics.cfg.distillation import DistillationArgs
+from ultralytics.models.distillation import command
+from ultralytics.models.distillation.command import COMMANDS, check_cuda, main, run
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
+from ultralytics.utils import LOGGER
+from ultralytics.utils.distillation import methods
+
+
+def line(name, settings):
+    return [name, *(f"{k}={v}" for k, v in settings.items())]
+
+
+@pytest.fixture
+def errors(monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "error", lambda message, *args: said.append(str(message)))
+    return said
+
+
+def test_is_installed():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="yolo-distill")
+    assert entry.load() is main
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["train", "--help"], ["-h"]])
+def test_help_names_every_command_and_every_parameter(arguments, capsys):
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"    yolo-distill {name}" in shown
+    for f in fields(DistillationArgs):
+        assert f"    {f.name}={f.default}: {f.metadata['meaning']}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["nonsense"], 2, "'nonsense' is no command. Give one of ['train', 'check'"),
+        (["model=yolo11n-cls.yaml"], 2, "e.g. 'yolo-distill train'"),
+        (["train", "epochs"], 2, "'epochs' is not a valid argument"),
+        (["train", "data=x"], 1, "No 'model=' given"),
+        (["train", "model=yolo11n-cls.yaml"], 1, "No 'data=' given"),
+        (["train", "model=nowhere.yaml", "data=x"], 1, "'model=nowhere.yaml' does not exist"),
+        (["train", "use_distillation=no"], 1, "Give True or False"),
+        (["check", "model=yolo11n-cls.yaml", "data=x"], 1, "No teacher given"),
+        (["compare", "model=yolo11n-cls.yaml", "data=x", "seeds=1"], 1, "Give two seeds or more"),
+        (["compare", "model=[a.onnx, b.onnx]", "data=x"], 1, "are exported files alone. Give 'task=' too"),
+        (["compare", "model=[a.onnx]", "data=x", "task=classify"], 1, "'model=a.onnx' does not exist"),
+        (["compare", "model=[a.onnx]", "task=classify"], 1, "No 'data=' given"),
+        (["compare", "model=[a.onnx]", "data=x", "task=classify", "temperature=2"], 1, "'temperature=' has no effect"),
+        (["compare", "model=[a.onnx]", "data=x", "task=classify", "seeds=2"], 1, "'seeds=' has no effect"),
+        (["train", "model=yolo11n-cls.yaml", "data=x", "temperatur=2"], 2, "'temperatur' is not a valid YOLO argument"),
+        (["report"], 1, "No 'run=' given"),
+        (["report", "run=nowhere"], 1, "'run=nowhere' is not a run's folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_status(arguments, status, words, errors, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == status
+    (said,) = errors
+    assert words in said
+    assert "\n" not in said
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_an_error_comes_from_is_shown_on_request(errors, capfd):
+    assert main(["report", "run=nowhere", "verbose=True"]) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyError("names"), 1, "KeyError: 'names'. 'verbose=True' shows where"),
+        (ValueError(), 1, "ValueError: . 'verbose=True' shows where"),
+        (RuntimeError("The disk is full."), 1, "The disk is full."),
+        (KeyboardInterrupt(), 130, "resume=path/to/last.pt"),
+    ],
+)
+def test_what_no_one_has_foreseen_is_told_too(error, status, words, errors, monkeypatch):
+    monkeypatch.setitem(COMMANDS, "train", lambda settings: (_ for _ in ()).throw(error))
+    assert main(["train"]) == status
+    assert words in errors[0]
+
+
+def test_methods_are_all_there_with_their_hyperparameters(capsys):
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    for argument in ("response_method", "feature_method"):
+        _, _, part = shown.partition(f"{argument}=\n")
+        for method in methods(argument).values():
+            own = ", ".join(f"{k}={v}" for k, v in {"weight": method.weight, **method.defaults}.items())
+            assert f"\n    {method.name} " in f"\n{part}"
+            assert own in part
+            assert method.function.__doc__.partition("\n")[0] in part
+
+
+def test_what_reads_the_output_may_stop():
+    """As `head` does."""
+    script = "import sys; from ultralytics.models.distillation.command import main; sys.exit(main(['methods']))"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait() == 1
+    assert "Traceback" not in said
+    assert "Broken pipe" not in said
+
+
+@pytest.mark.parametrize("distils", [True, False])
+def test_trains_with_and_without_a_teacher(distils, overrides):
+    settings = {**overrides, "fraction": 0.2, "temperature": 2, "use_distillation": distils}
+    trainer = run(line("train", settings))
+    assert type(trainer) is (DistillationClassificationTrainer if distils else ClassificationTrainer)
+    assert getattr(trainer.args, "temperature", None) == (2 if distils else None)
+    assert trainer.best.exists()
+
+
+def test_a_file_of_settings_is_read(overrides, tmp_path):
+    (tmp_path / "s.yaml").write_text("\n".join(f"{k}: {v}" for k, v in {**overrides, "temperature": 0}.items()))
+    with pytest.raises(ValueError, match="'temperature=0'"):
+        run(["check", f"cfg={tmp_path / 's.yaml'}"])
+
+
+def test_compares_trained_and_exported_files(overrides, teacher, tmp_path, monkeypatch):
+    """On the same images, each by what upstream runs it with; nothing is written."""
+    said = []
+    monkeypatch.setattr(LOGGER, "info", lambda message, *args: said.append(str(message)))
+    monkeypatch.chdir(tmp_path)
+    exported = onnx(tmp_path, teacher)
+    before = set(tmp_path.rglob("*"))
+    settings = {"model": f"[{teacher}, {exported}]", "data": overrides["data"], "imgsz": 32, "device": "cpu"}
+    first, second = run(line("compare", settings))
+    assert [first["file"], second["file"]] == [str(teacher), str(exported)]
+    assert first["top1"] > 0.1
+    assert second["top1"] == pytest.approx(first["top1"], abs=0.021)  # one of 50 images
+    assert second["megabytes"] == pytest.approx((tmp_path / "model.onnx").stat().st_size / 1e6)
+    assert min(first["milliseconds"], second["milliseconds"]) > 0
+    table = said[-1].strip().splitlines()
+    assert table[0] == "| file | MB | ms per image | top-1 | points to the first |"
+    assert table[2].endswith(f"| {100 * first['top1']:.2f} | +0.00 |")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_an_export_is_as_large_as_its_files(tmp_path):
+    from ultralytics.engine.distillation.compare import _megabytes
+
+    (tmp_path / "x").mkdir()
+    (tmp_path / "a.bin").write_bytes(bytes(1_000_000))
+    (tmp_path / "x" / "b.bin").write_bytes(bytes(500_000))
+    assert _megabytes(tmp_path) == 1.5
+    assert _megabytes(tmp_path / "a.bin") == 1
+
+
+def test_says_what_it_runs_on(monkeypatch):
+    said = []
+    monkeypatch.setattr(LOGGER, "info", said.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check_cuda() is False
+    assert "CPU" in said[0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert check_cuda() is True
+    assert "2 x a GPU" in said[1]
+
+
+def test_compare_is_given_the_settings(overrides, monkeypatch):
+    compared = []
+    monkeypatch.setattr(command, "compare", lambda *arguments: compared.append(arguments))
+    run(line("compare", {**overrides, "seeds": 2}))
+    ((trainer_class, given),) = compared
+    assert trainer_class is DistillationClassificationTrainer
+    assert given["seeds"] == 2
+    assert given["teacher"] == overrides["teacher"]
