@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import save_file
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.engine.distillation.compare import table, train_students
+from ultralytics.engine.distillation.report.charts import draw_seeds
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.nn.distillation.sources.base import without_folders
 
@@ -91,6 +92,8 @@ def main(arguments: list[str]) -> None:
     train_students(trainer_class, variants, training, seeds, report, output)
     report["gap closed, %"] = gap_closed(measure_test(report, trainer_class, training), report["teacher"]["test"])
     write_results(output, report)
+    if {"plain", "distilled"} <= report["curves"].keys():
+        draw_seeds(report["curves"], trainer_class.task.score.axis).savefig(output.with_suffix(".png"), dpi=150)
     print(f"Teacher: {report['teacher']['test']:.2f} % of the test images")
     print(table(report["test summary"], "test top-1"))
     print(f"Saved to {output}")

@@ -228,6 +228,21 @@ def test_what_todays_losses_reach_is_what_was_measured(name, what, words, seeds)
     assert table(report[what], words) in read("benchmarks/README.md")
 
 
+def test_what_the_readme_says_of_gains_was_measured():
+    _, _, text = read("README.md").partition("<!-- gains -->")
+    rows = [line.split(" | ")[4:] for line in text.partition("<!--")[0].strip().splitlines()[2:]]
+    names = {"photos": "test summary", "dense_few": "summary", "dense_segment": "summary", "dense_pose": "summary"}
+    for row, (name, what) in zip(rows, {**names, "dense_obb": "summary"}.items(), strict=True):
+        summary = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())[what]
+        plain, distilled = summary["plain"], summary["distilled"]
+        gain = "{:+.2f}, {:+.2f} to {:+.2f}".format(distilled["difference"], *distilled["interval"])
+        assert row == [f"{plain['mean']:.2f}", f"{distilled['mean']:.2f}", gain, f"{plain['seeds']} |"]
+    report = json.loads((ROOT / "benchmarks/results/dense_few.json").read_text())
+    plain, ours, upstream = (report["summary"][k]["mean"] for k in ("plain", "distilled", "upstream"))
+    assert f"plain {plain:.2f} % | {upstream:.2f} % | {ours:.2f} % |" in text
+    assert f"| 1 | {report['cost']['ratios']['distilled / upstream']['median']:.2f} |" in text
+
+
 def test_the_cost_of_a_step_is_what_was_measured():
     text = read("benchmarks/README.md")
     show = load_benchmark("common").show

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -92,6 +94,59 @@ def test_source_tree_shadows_nothing():
     assert Path(
         run(sys.executable, "-c", "import ultralytics; print(ultralytics.__file__)", cwd=ROOT).stdout.strip()
     ) == (SITE / "ultralytics" / "__init__.py")
+
+
+def test_all_extras_are_those_that_teachers_need():
+    required = importlib.metadata.requires("ultralytics-classify-distillation")
+    all_, *others = ({r.split(";")[0] for r in required if f'extra == "{x}"' in r} for x in ("all", "onnx", "timm"))
+    assert all_ == set.union(*others) == {"onnxruntime", "timm"}
+
+
+COMMANDS = """
+import sys
+from ultralytics.models.distillation.command import main
+for line in sys.stdin.read().splitlines():
+    status = main(line.split())
+    print("ended", line.split()[0], status, flush=True)
+"""
+
+
+def test_every_command_runs_from_the_wheel_alone(python, wheel, digits, teacher, tmp_path):
+    """In an empty folder, offline."""
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    shutil.copytree(digits, folder / "digits", ignore=shutil.ignore_patterns("*.cache", "teacher_cache"))
+    brief = "data=digits imgsz=32 batch=32 epochs=1 fraction=0.2 device=cpu"
+    student, names = f"model=yolo11n-cls.yaml {brief}", "classify/plain classify/distilled"
+    plain, distilled = (f"runs/{name}" for name in names.split())
+    commands = (
+        f"train use_distillation=False {student} plots=False name=plain",
+        f"train teacher={teacher} {student} plots=False name=distilled",
+        f"check teacher={teacher} {student}",
+        f"compare teacher={teacher} {student} seeds=2 plots=False",
+        f"compare model=[{plain}/weights/best.pt,{distilled}/weights/best.pt] data=digits imgsz=32 device=cpu",
+        f"probe teacher={teacher} {brief}",
+        f"report run={distilled} baseline={plain}",
+        "methods",
+        "nonsense",
+    )
+    environment = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path / "config")}
+    environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST")}
+    done = subprocess.run(
+        [python, "-c", COMMANDS], input="\n".join(commands), capture_output=True, text=True, cwd=folder, env=environment
+    )
+    ended = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended")]
+    assert ended == [[line.split()[0], "2" if line == "nonsense" else "0"] for line in commands], done.stderr[-3000:]
+    assert json.loads((folder / distilled / "distillation.json").read_text())["networks"].keys() == {
+        "student",
+        "teacher",
+        "baseline",
+    }
+    assert (folder / "runs/classify/compare/compare.html").exists()
+    assert list((folder / "runs/classify/probe/weights").glob("probe-*.pt"))
+    script = python.with_name("yolo-distill")
+    assert "feature_method=" in run(script, "methods", cwd=folder).stdout
 
 
 @pytest.mark.parametrize("how", ["editable", "wheel"])

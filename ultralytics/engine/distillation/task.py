@@ -137,7 +137,7 @@ class DistillationTask:
         if task not in {None, self.name}:
             raise ValueError(
                 f"'{given}' is of the task '{task}', and this trainer is for '{self.name}'. Give a model of that task, "
-                f"e.g. 'model={Path(self.teacher_class.expected.example).stem}.yaml', or let 'python train.py' take "
+                f"e.g. 'model={Path(self.teacher_class.expected.example).stem}.yaml', or let 'yolo-distill' take "
                 f"the trainer of the model's."
             )
 
