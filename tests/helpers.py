@@ -4,14 +4,18 @@ import csv
 import gzip
 import importlib.util
 import json
+import os.path
 import re
 import struct
 import subprocess
 import sys
+import unicodedata
 import zlib
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -69,6 +73,29 @@ def load_benchmark(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def resolve(document, target):
+    """Return the path, from the root, of what a link of a document leads to."""
+    return Path(os.path.normpath(Path(document).parent / target)).as_posix()
+
+
+def links(text):
+    """Return the file and the anchor of each link that stays in the repository."""
+    targets = [x for x in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", x)]
+    return [tuple(unquote(x).partition("#")[::2]) for x in targets]
+
+
+def anchors(text):
+    """Return the anchors of the headings of a text, by GitHub's rules."""
+    found = Counter()
+    for heading in re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()).lower()  # of a link, its words
+        kinds = zip(shown, map(unicodedata.category, shown), strict=True)
+        found[
+            "".join(c for c, kind in kinds if c in " -" or kind[0] in "LM" or kind in {"Nd", "Pc"}).replace(" ", "-")
+        ] += 1
+    return {f"{anchor}-{i}" if i else anchor for anchor, times in found.items() for i in range(times)}
 
 
 def compatibility_table(manual: str, mark: str) -> dict[str, str]:

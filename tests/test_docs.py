@@ -3,19 +3,15 @@
 import copy
 import inspect
 import json
-import os.path
 import re
 import shlex
 import shutil
-import unicodedata
-from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from urllib.parse import unquote
 
 import helpers
 import pytest
-from helpers import ROOT, TRAINING, Stopped, load_benchmark, plain, stop_after, train
+from helpers import ROOT, TRAINING, Stopped, anchors, links, load_benchmark, plain, resolve, stop_after, train
 from teachers import onnx, timm_safetensors
 from ultralytics.cfg import DEFAULT_CFG_DICT, entrypoint, parse_key_value_pair
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments
@@ -68,29 +64,6 @@ WRITTEN = sorted({c for document in DOCUMENTS for c in commands(document) if c})
 COMMANDS = {meaning(c): c for c in WRITTEN}  # those that mean the same once
 OF_THE_SCRIPT = {k: c for k, c in COMMANDS.items() if meaning(c.replace("python train.py", "yolo-distill train")) != k}
 OF_BOTH = [c for c in OF_THE_SCRIPT.values() if meaning(c.replace("python train.py", "yolo-distill train")) in COMMANDS]
-
-
-def resolve(document, target):
-    """Return the path, from the root, of what a link of a document leads to."""
-    return Path(os.path.normpath(Path(document).parent / target)).as_posix()
-
-
-def links(text):
-    """Return the file and the anchor of each link that stays in the repository."""
-    targets = [x for x in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", x)]
-    return [tuple(unquote(x).partition("#")[::2]) for x in targets]
-
-
-def anchors(text):
-    """Return the anchors of the headings of a text, by GitHub's rules."""
-    found = Counter()
-    for heading in re.findall(r"^#+ +(.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
-        shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()).lower()  # of a link, its words
-        kinds = zip(shown, map(unicodedata.category, shown), strict=True)
-        found[
-            "".join(c for c, kind in kinds if c in " -" or kind[0] in "LM" or kind in {"Nd", "Pc"}).replace(" ", "-")
-        ] += 1
-    return {f"{anchor}-{i}" if i else anchor for anchor, times in found.items() for i in range(times)}
 
 
 def default_elsewhere(name):
