@@ -343,7 +343,7 @@ def test_the_script_does_what_the_command_does(written, monkeypatch):
 @pytest.mark.parametrize("written", [c for c in COMMANDS.values() if c not in OF_BOTH])
 def test_every_command_runs(written, made, tmp_path, monkeypatch, undrawn):
     """As written, but for the paths, and briefly."""
-    first, *arguments = shlex.split(written)
+    first, *arguments = [x for x in shlex.split(written) if not re.match("[A-Z_]+=", x)]  # without the environment
     if first in {"pip", "make", "pytest"}:
         assert written in CI or written in {"pip install -e .", 'pytest -m "not slow"'}
         return
