@@ -111,9 +111,8 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_every_command_runs_from_the_wheel_alone(python, wheel, digits, teacher, tmp_path):
+def run_every_command(python, digits, teacher, tmp_path):
     """In an empty folder, offline."""
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
     folder = tmp_path / "empty"
     folder.mkdir()
     shutil.copytree(digits, folder / "digits", ignore=shutil.ignore_patterns("*.cache", "teacher_cache"))
@@ -150,7 +149,7 @@ def test_every_command_runs_from_the_wheel_alone(python, wheel, digits, teacher,
 
 
 @pytest.mark.parametrize("how", ["editable", "wheel"])
-def test_install_import_uninstall(how, python, wheel, tmp_path):
+def test_install_use_uninstall(how, python, wheel, digits, teacher, tmp_path):
     target = ["-e", ROOT] if how == "editable" else [wheel]
     pip = sys.executable, "-m", "pip", "--python", python  # that of this environment
     run(*pip, "install", "--no-deps", *target)
@@ -158,6 +157,8 @@ def test_install_import_uninstall(how, python, wheel, tmp_path):
         module, package = run(python, "-c", IMPORT, cwd=folder).stdout.split()[-2:]
         assert (Path(module) == ROOT / "ultralytics/utils/distillation/__init__.py") == (how == "editable")
         assert tmp_path in Path(package).parents
+    if how == "wheel":
+        run_every_command(python, digits, teacher, tmp_path)
     run(*pip, "uninstall", "-y", "ultralytics-classify-distillation")
     assert "No module named" in run(python, "-c", IMPORT, cwd=tmp_path, check=False).stderr
     done = run(python, "-c", "from ultralytics.models.yolo.classify import ClassificationTrainer as C; print(C)")

@@ -85,7 +85,7 @@ def test_where_an_error_comes_from_is_shown_on_request(errors, capfd):
     [
         (KeyError("names"), 1, "KeyError: 'names'. 'verbose=True' shows where"),
         (ValueError(), 1, "ValueError: . 'verbose=True' shows where"),
-        (RuntimeError("The disk is full."), 1, "The disk is full."),
+        (RuntimeError("\nThe disk\n  is full."), 1, "The disk is full."),
         (KeyboardInterrupt(), 130, "resume=path/to/last.pt"),
     ],
 )

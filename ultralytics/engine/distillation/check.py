@@ -48,7 +48,7 @@ def check(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) ->
         raise ValueError("'resume=' goes on with a run that was checked when it began. Leave it out.")
     with tempfile.TemporaryDirectory() as elsewhere:
         own = {**settings, "project": elsewhere, "name": "check", "save_dir": None, "exist_ok": True}
-        brief = {**own, "val": False, "plots": False}
+        brief = {**own, "val": False, "plots": False, "self_distill_start": 0}
         if settings.get("teacher_cache") or "," in str(settings.get("device")):
             whole = silenced(trainer_class)(overrides=own)  # refuses what is wrong with it as it is given
             LOGGER.info("The steps below are taken on one device, and the teacher is asked in each of them.")

@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         told = isinstance(e, (TypeError, ValueError, SyntaxError, OSError, ImportError, RuntimeError)) and str(e)
         said = str(e).partition("\n")[0] if isinstance(e, SyntaxError) else str(e)  # upstream adds the manual of `yolo`
+        said = " ".join(said.split())  # it breaks lines, too
         LOGGER.error(said if told else f"{type(e).__name__}: {e}. 'verbose=True' shows where it comes from.")
         return 2 if isinstance(e, SyntaxError) else 1
     return 0
