@@ -173,10 +173,12 @@ def test_images_are_as_large_as_upstream_rounds_them(overrides):
 def plan(**given):
     """Return a plan as far as arguments alone make it."""
     training = {"task": "detect", "data": "a.yaml", "epochs": 10, "quantize": None, "compile": False, "device": "cpu"}
+    training |= {"pretrained": True}
     training, defaults = {**training, **given.pop("training", {})}, given.pop("defaults", {})
     module = given.pop("module", DistillationClassificationTrainer.__module__)
+    resumed = given.pop("resumed", False)
     args = DistillationArgs(teacher=given.pop("teacher", "a.pt"), **{**defaults, **given})
-    return Plan(args, set(given), SimpleNamespace(**training), defaults=defaults, trainer_module=module)
+    return Plan(args, set(given), SimpleNamespace(**training), resumed, defaults, module)
 
 
 @pytest.fixture
@@ -216,10 +218,11 @@ def test_what_goes_together_is_not_refused():
             {"training": {"compile": "reduce-overhead"}, "teacher_compile": "reduce-overhead", "teacher_overlap": True},
             "at the same time, which share their memory",
         ),
+        ({"training": {"pretrained": "nowhere.pt"}}, r"'pretrained=nowhere\.pt' does not exist"),
     ],
 )
 def test_each_rule_refuses(given, words, registered):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         refuse(plan(**given), ARGUMENTS)
 
 
@@ -238,6 +241,8 @@ def test_each_rule_refuses(given, words, registered):
         {"feature_method": "registered here"},
         {"training": {"compile": "reduce-overhead"}, "teacher_compile": "reduce-overhead"},
         {"training": {"compile": "reduce-overhead"}, "teacher_compile": True, "teacher_overlap": True},
+        *({"training": {"pretrained": x}} for x in (True, False, "yolo11n-cls.pt", __file__)),
+        {"training": {"pretrained": "nowhere.pt"}, "resumed": True},  # its own checkpoint has the weights
     ],
 )
 def test_each_rule_lets_pass(given, registered):

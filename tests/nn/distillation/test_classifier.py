@@ -53,6 +53,7 @@ def scores(x):
     [
         (scores, None, "logits"),
         (lambda x: scores(x).log_softmax(1), None, "logits"),
+        (lambda x: scores(x)[..., None, None], None, "logits"),  # as a head of convolutions gives them
         (lambda x: (scores(x).softmax(1) * 255).round() / 255 * 1.003, None, "probabilities"),  # as int8 gives them
         (lambda x: scores(x).softmax(1), "probabilities", "probabilities"),
         (lambda x: scores(x).sigmoid(), "sigmoid", "sigmoid"),

@@ -20,6 +20,7 @@ from ultralytics.nn.distillation.teacher import CUDA_GRAPH_MODES
 from ultralytics.nn.distillation.teachers import SelfTeacher
 from ultralytics.utils import RANK
 from ultralytics.utils.distillation.registry import choose
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 __all__ = ("ARGUMENTS", "DATASET", "NOTABLE", "RESUMED", "TEACHER", "refuse")
 
@@ -126,6 +127,18 @@ def _output_is_known(plan: Plan) -> Exception | None:
     )
 
 
+def _weights_are_missing(plan: Plan) -> Exception | None:
+    weights = plan.training.pretrained
+    if plan.resumed or not isinstance(weights, (str, Path)):
+        return None
+    if Path(weights).is_file() or Path(weights).name in GITHUB_ASSETS_NAMES:  # which upstream downloads
+        return None
+    return FileNotFoundError(
+        f"'pretrained={weights}' does not exist. Give a checkpoint whose weights the student begins with, or leave it "
+        f"out."
+    )
+
+
 def _graphs_share_memory(plan: Plan) -> Exception | None:
     modes = plan.training.compile, plan.args.teacher_compile
     if not (plan.args.teacher_overlap and all(mode in CUDA_GRAPH_MODES for mode in modes)):
@@ -147,6 +160,7 @@ ARGUMENTS: tuple[Refusal, ...] = (
     _method_reaches_no_process,
     _output_is_known,
     _graphs_share_memory,
+    _weights_are_missing,
 )
 
 

@@ -57,6 +57,8 @@ class ClassificationTeacher(ProbeableTeacher):
         logits = self._part_of(output)
         if not isinstance(logits, Tensor):
             return logits  # to be refused, see `check_answer`
+        if logits.ndim == 4 and logits.shape[2:] == (1, 1):  # of a head of convolutions
+            logits = logits.flatten(1)
         single = logits.ndim == 2 and logits.shape[1] == 1
         logits = logits if logits.is_floating_point() else logits.float()
         if self.meaning == "probabilities" and not single:
