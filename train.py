@@ -76,8 +76,10 @@ def main(arguments: list[str]) -> Any:
         return None
     named = arguments[:1] and arguments[0] in COMMANDS
     command, given = read_command(arguments if named else ["train", *arguments])
+    if command == "train":
+        given = {"use_distillation": use_distillation, **given}
     if command not in {"report", "methods"}:
-        given = settings_for({"use_distillation": use_distillation, **given})
+        given = settings_for(given)
     return COMMANDS[command](given)
 
 

@@ -69,10 +69,16 @@ def test_what_a_run_is_refused_with_is_refused_here(given, error, words, overrid
     assert not Path(overrides["project"]).exists()
 
 
-def test_a_cache_is_not_begun(overrides, said):
-    check(DistillationClassificationTrainer, {**overrides, "teacher_cache": "disk"})
+def test_no_cache_is_begun(overrides, said):
+    check(DistillationClassificationTrainer, {**overrides, "teacher_cache": "disk", "cache": "disk"})
     assert not (Path(overrides["data"]) / "teacher_cache").exists()
+    assert not list(Path(overrides["data"]).rglob("*.npy"))
     assert any("the teacher is asked in each of them" in x for x in said)
+
+
+def test_a_folder_that_a_run_could_not_write_to_is_refused(overrides):
+    with pytest.raises(OSError, match=r"The run's folder cannot be written to: .* with 'project'"):
+        check(DistillationClassificationTrainer, {**overrides, "project": "/proc/1/runs"})
 
 
 @pytest.mark.parametrize(("hours", "words"), [(0.001, "1 min"), (0.5, "30 min"), (1.26, "1.3 hours")])

@@ -76,6 +76,50 @@ def test_a_stopped_run_has_one_as_far_as_it_came(overrides, undrawn):
     assert content(folder) == before
 
 
+def test_says_of_a_stopped_run_that_it_is_one(overrides, undrawn):
+    with pytest.raises(Stopped):
+        train({**overrides, "fraction": 0.34, "epochs": 7}, on_fit_epoch_end=stop_after(5))
+    (folder,) = Path(overrides["project"]).iterdir()
+    report_again(Trainer, folder, {})
+    found = figures(folder)
+    assert "The run was stopped after epoch 6 of 7; `resume` goes on with it." in found["verdict"]["text"]
+    assert not any("rose by" in x for x in found["findings"])
+
+
+def test_the_baseline_that_the_run_was_given_stays(overrides, tmp_path, undrawn):
+    given = {**plain(overrides), "fraction": 0.2, "batch": 16, "project": str(tmp_path / "elsewhere")}
+    baseline = train(given, ClassificationTrainer).save_dir
+    folder = train({**overrides, "fraction": 0.2, "baseline": str(baseline)}).save_dir
+    report_again(Trainer, folder, {})
+    assert "baseline" in figures(folder)["networks"]
+    assert "The plain run had another `batch`, so not all of it" in figures(folder)["verdict"]["text"]
+    shutil.rmtree(baseline)
+    report_again(Trainer, folder, {})
+    assert "baseline" not in figures(folder)["networks"]
+
+
+@pytest.mark.parametrize("name", ["epochs", "imgsz", "temperature", "model", "seeds"])
+def test_the_runs_own_arguments_are_not_given_again(name, tmp_path):
+    with pytest.raises(ValueError, match=f"'{name}=' is the run's own, and a report takes"):
+        report_again(Trainer, tmp_path, {name: 1})
+
+
+def test_damaged_files_are_named(overrides, undrawn):
+    folder = train({**overrides, "fraction": 0.2, "plots": True}).save_dir
+    (folder / "distillation.json").write_text("{")
+    report_again(Trainer, folder, {})  # which is written again
+    assert figures(folder)["pull"] == {}
+    header = (folder / "results.csv").read_text().splitlines()[0]
+    for content in (header + "\n", ""):
+        (folder / "results.csv").write_text(content)
+        with pytest.raises(ValueError, match=r"has no epoch in its 'results\.csv'"):
+            report_again(Trainer, folder, {})
+    best = folder / "weights" / "best.pt"
+    best.write_bytes(best.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="has weights that cannot be read"):
+        report_again(Trainer, folder, {})
+
+
 def test_a_teacher_that_has_moved_is_given_again(overrides, teacher, tmp_path, undrawn):
     mine = shutil.copy(teacher, tmp_path / "mine.pt")
     folder = train({**overrides, "teacher": str(mine), "fraction": 0.2}).save_dir

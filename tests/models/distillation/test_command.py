@@ -1,12 +1,15 @@
 """The console command: what it takes, what it gives back, and how it fails."""
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import Stopped, stop_after, train
 from teachers import exported as exported_as
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.models.distillation import command
@@ -61,18 +64,27 @@ def test_help_names_every_command_and_every_parameter(arguments, capsys):
         (["compare", "model=[a.onnx]", "data=x", "task=classify", "temperature=2"], 1, "'temperature=' has no effect"),
         (["compare", "model=[a.onnx]", "data=x", "task=classify", "seeds=2"], 1, "'seeds=' has no effect"),
         (["train", "model=yolo11n-cls.yaml", "data=x", "temperatur=2"], 2, "'temperatur' is not a valid YOLO argument"),
+        (["train", "model=yolo11n-cls.yaml", "data=x", "temperature="], 2, "'temperature=' has no value"),
+        (["train", "resume=nowhere.pt"], 1, "'resume=nowhere.pt' does not exist. Give the 'last.pt' of a run"),
+        (["train", "resume=/tmp"], 1, "'resume=/tmp' is a folder"),
+        (["train", "model=folder.pt", "data=x"], 1, "'model=folder.pt' is a folder"),
+        (["check", "use_distillation=False", "model=yolo11n-cls.yaml", "data=x"], 1, "is for 'train' alone"),
         (["report"], 1, "No 'run=' given"),
+        (["report", "run=2026_11_28"], 1, "'run=2026_11_28' is not a run's folder"),
         (["report", "run=nowhere"], 1, "'run=nowhere' is not a run's folder"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_status(arguments, status, words, errors, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.pt").mkdir()
     assert main(arguments) == status
     (said,) = errors
     assert words in said
     assert "\n" not in said
-    assert "Traceback" not in capfd.readouterr().err
-    assert not list(tmp_path.iterdir())
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.err
+    assert "yolo solutions" not in shown.out  # the manual of upstream's command
+    assert [x.name for x in tmp_path.rglob("*")] == ["folder.pt"]
 
 
 def test_where_an_error_comes_from_is_shown_on_request(errors, capfd):
@@ -125,6 +137,31 @@ def test_trains_with_and_without_a_teacher(distils, overrides):
     assert type(trainer) is (DistillationClassificationTrainer if distils else ClassificationTrainer)
     assert getattr(trainer.args, "temperature", None) == (2 if distils else None)
     assert trainer.best.exists()
+
+
+def test_a_run_with_a_teacher_does_not_go_on_without(overrides):
+    with pytest.raises(Stopped):
+        train({**overrides, "epochs": 2, "fraction": 0.2}, on_fit_epoch_end=stop_after(0))
+    (last,) = Path(overrides["project"]).glob("*/weights/last.pt")
+    with pytest.raises(ValueError, match=r"is of a run with a teacher\. Leave 'use_distillation=False' out"):
+        run(["train", f"resume={last}", "use_distillation=False"])
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_plain_run_beside_is_found_however_the_data_is_given(relative, overrides, tmp_path, monkeypatch, undrawn):
+    monkeypatch.chdir(Path(overrides["data"]).parent)
+    settings = {**overrides, "fraction": 0.34}
+    settings["data"] = Path(overrides["data"]).name if relative else overrides["data"]
+    plain_run = run(line("train", {**settings, "use_distillation": False, "name": "plain"}))
+    folder = run(line("train", {**settings, "plots": True})).save_dir
+    networks = json.loads((folder / "distillation.json").read_text())["networks"]
+    assert networks["baseline"]["source"] == plain_run.save_dir.name
+
+
+def test_files_of_several_tasks_are_not_compared(overrides, teacher, prepared):
+    _, detector = prepared("detect")
+    with pytest.raises(ValueError, match="is of the task 'detect', not of 'classify'"):
+        run(line("compare", {"model": f"[{teacher},{detector}]", "data": overrides["data"]}))
 
 
 def test_a_file_of_settings_is_read(overrides, tmp_path):

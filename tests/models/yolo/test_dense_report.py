@@ -71,3 +71,11 @@ def test_networks_are_compared_on_classes_that_the_teacher_knows(
     assert found["known_to_teacher_only"] == (classes == "78")
     assert {row["name"] for row in found["classes"]} <= set(classes)
     assert len(found["classes"]) > (2 if len(classes) > 2 else 0)
+
+
+@pytest.mark.parametrize("task", ["segment", "obb"])
+def test_a_baseline_of_another_task_is_refused(task, prepared, settings_of):
+    """Though its network is built on that of a detector."""
+    _, other = prepared(task)
+    with pytest.raises(ValueError, match=f"is of the task '{task}'"):
+        TRAINERS["detect"](overrides=settings_of("detect", baseline=str(other.parents[1])))

@@ -15,7 +15,7 @@ from ultralytics.utils.checks import check_yaml
 
 __all__ = ("parse_arguments",)
 
-AS_WRITTEN = {f.name for f in fields(DistillationArgs) if f.metadata["kind"].read is read_strings}
+AS_WRITTEN = {"run", *(f.name for f in fields(DistillationArgs) if f.metadata["kind"].read is read_strings)}
 
 
 def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -39,7 +39,10 @@ def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = No
     parsed = {}
     for argument in merge_equals_args(list(arguments)):
         if "=" in argument:
-            key, value = parse_key_value_pair(argument)
+            try:
+                key, value = parse_key_value_pair(argument)
+            except AssertionError as e:  # of upstream, where nothing stands behind the sign
+                raise SyntaxError(f"'{argument}' has no value. Give one, or leave it out.") from e
             if key in AS_WRITTEN:
                 value = as_written(argument.split("=", 1)[1].strip(), value)
         elif argument in switches:

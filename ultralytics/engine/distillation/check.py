@@ -12,9 +12,11 @@ from typing import Any
 
 import psutil
 import torch
+from ultralytics.cfg import get_save_dir
+from ultralytics.engine.distillation.run_files import check_writable
 from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.engine.trainer import BaseTrainer
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, IterableSimpleNamespace
 
 __all__ = ("check", "silenced")
 
@@ -41,14 +43,19 @@ def check(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) ->
             or, on CUDA, of the GPU; batches and epochs; and training, hours of all of them, without validation.
 
     Raises:
+        OSError: If the run's folder could not be written to.
         ValueError: If a run is to be resumed, which was checked when it began.
         Exception: What the run itself would be refused with.
     """
     if settings.get("resume"):
         raise ValueError("'resume=' goes on with a run that was checked when it began. Leave it out.")
+    places = {k: settings.get(k) for k in ("project", "name", "save_dir")} | {"task": trainer_class.task.name}
+    check_writable(get_save_dir(IterableSimpleNamespace(**places, mode="train", exist_ok=True)))
     with tempfile.TemporaryDirectory() as elsewhere:
         own = {**settings, "project": elsewhere, "name": "check", "save_dir": None, "exist_ok": True}
         brief = {**own, "val": False, "plots": False, "self_distill_start": 0}
+        if settings.get("cache") == "disk":  # which would write every image again
+            brief["cache"] = False
         if settings.get("teacher_cache") or "," in str(settings.get("device")):
             whole = silenced(trainer_class)(overrides=own)  # refuses what is wrong with it as it is given
             LOGGER.info("The steps below are taken on one device, and the teacher is asked in each of them.")

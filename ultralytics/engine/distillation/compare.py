@@ -222,7 +222,8 @@ def evaluate(
     given = {k: training[k] for k in training.keys() & {"data", "imgsz", "batch", "device", "project", "classes"}}
     if given.get("batch", 1) < 1:  # which training finds by what the memory holds, and validation cannot
         del given["batch"]
-    metrics = model.val(**given, split=split, name=f"{split}_{Path(file).stem}", plots=False, verbose=False)
+    with tempfile.TemporaryDirectory() as elsewhere:  # upstream makes a folder for each
+        metrics = model.val(**{**given, "project": elsewhere}, split=split, plots=False, verbose=False)
     return {"parameters": sum(p.numel() for p in model.parameters()), **trainer_class.task.evaluate(metrics)}
 
 
@@ -242,7 +243,7 @@ def compare_files(
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If there is no `data`, or an argument is of distillation.
+        ValueError: If there is no `data`, an argument is of distillation, or files are of several tasks.
     """
     task, seeds = trainer_class.task, [name for name in ("seeds", "seed") if name in settings]
     distillation, training = DistillationArgs.split({k: v for k, v in settings.items() if k not in seeds})
@@ -252,6 +253,9 @@ def compare_files(
         raise ValueError("No 'data=' given. Give a dataset to validate the files on.")
     if missing := next((file for file in files if not Path(file).exists()), None):
         raise FileNotFoundError(f"'model={missing}' does not exist. Give files that were trained or exported.")
+    for file in (file for file in files if Path(file).suffix == ".pt"):
+        if (of := YOLO(file).task) != task.name:
+            raise ValueError(f"'model={file}' is of the task '{of}', not of '{task.name}'. Compare files of one task.")
     rows = []
     with tempfile.TemporaryDirectory() as elsewhere:
         given = {"plots": False, "verbose": False, **training, "project": elsewhere}

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from ultralytics.cfg.distillation import DistillationArgs
 from ultralytics.engine.distillation.plan import DISTILLATION_KEYS, Plan, log
-from ultralytics.engine.distillation.report.baseline import check_baseline
+from ultralytics.engine.distillation.report.baseline import check_baseline, unlike_arguments
 from ultralytics.engine.distillation.rules import ARGUMENTS, DATASET, NOTABLE, RESUMED, TEACHER, refuse
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.class_names import read_names
@@ -104,6 +104,11 @@ def make_plan(
     plan = replace(plan, imgsz=check_imgsz(training.imgsz, stride=stride, floor=stride, max_dim=1))  # as upstream will
     if plan.args.baseline is not None:
         check_baseline(plan.args.baseline, names, plan.imgsz, task)
+        if unlike := unlike_arguments(vars(training), Path(plan.args.baseline), task):
+            LOGGER.warning(
+                f"'baseline={plan.args.baseline}' was trained with another {', '.join(map(repr, unlike))}: what it "
+                f"differs in is not the teacher's work alone."
+            )
     refuse(plan, TEACHER)
     if plan.args.teacher_probe:
         task.grow_heads(plan)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ from ultralytics.engine.distillation.report.run import FinishedRun
 from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
+from ultralytics.utils.patches import torch_load
 
 __all__ = ("report_again",)
+
+GIVEN = {  # what decides nothing of the run, or is where something lies now
+    *("baseline", "teacher", "teacher_hash", "teacher_trusted", "data", "device", "batch", "workers", "verbose"),
+}
 
 
 def report_again(trainer_class: type[DistillationTrainer], folder: Path, settings: dict[str, Any]) -> Path:
@@ -25,17 +31,20 @@ def report_again(trainer_class: type[DistillationTrainer], folder: Path, setting
     Args:
         trainer_class (type[DistillationTrainer]): The trainer of the run's task.
         folder (Path): The run's folder.
-        settings (dict[str, Any]): Arguments in place of the run's, e.g. `baseline`, a plain run that was trained later;
-            `teacher` or `data` where these have moved.
+        settings (dict[str, Any]): Arguments in place of the run's, of `GIVEN`, e.g. `baseline`, a plain run that was
+            trained later; `teacher` or `data` where these have moved.
 
     Returns:
         (Path): The page.
 
     Raises:
         FileNotFoundError: If a file of the run is missing.
-        ValueError: If the run had no teacher, or none with a weight.
+        ValueError: If the run had no teacher, or none with a weight, a file of it cannot be read, or another argument
+            is given.
         Exception: What a run with these arguments would be refused with.
     """
+    if other := settings.keys() - GIVEN:
+        raise ValueError(f"'{min(other)}=' is the run's own, and a report takes {sorted(GIVEN)} alone. Leave it out.")
     for name in ("args.yaml", "results.csv", "weights/best.pt"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"'run={folder}' has no '{name}'. Give that of a run which has ended an epoch.")
@@ -46,19 +55,32 @@ def report_again(trainer_class: type[DistillationTrainer], folder: Path, setting
             f"'run={folder}' was trained without a teacher. Give the distilled run, and this one as 'baseline='."
         )
     recorded["teacher"] = moved(teacher, folder / "weights")
+    best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
+    try:
+        student = load_checkpoint(best)[0]
+        finished = torch_load(last if last.is_file() else best, map_location="cpu")["epoch"] == -1
+    except (OSError, RuntimeError, TypeError, EOFError, KeyError, pickle.UnpicklingError) as e:
+        raise ValueError(
+            f"'run={folder}' has weights that cannot be read ({type(e).__name__}). Give another run."
+        ) from e
+    baseline = recorded.get("baseline")
     with tempfile.TemporaryDirectory() as elsewhere:
         own = {"project": elsewhere, "name": folder.name, "save_dir": None, "resume": None, "exist_ok": True}
-        own |= {"teacher_cache": None, "val": True, "baseline": None}
+        own |= {"teacher_cache": None, "val": True, "baseline": baseline if Path(str(baseline)).is_dir() else None}
         trainer = silenced(trainer_class)(overrides={**recorded, **own, **settings})
         trainer.setup_model()
         if not (trainer.distiller.weights and trainer.task.charts):
             raise ValueError(f"'run={folder}' has nothing to report, as no loss of its teacher had a weight.")
-        trainer.csv, best = folder / "results.csv", folder / "weights" / "best.pt"
+        trainer.csv = folder / "results.csv"
         rows = trainer.read_results_csv()
-        trainer.distiller.end(load_checkpoint(best)[0], len(rows["epoch"]) - 1, trainer.epochs, None)
+        if not rows.get("epoch"):
+            raise ValueError(f"'run={folder}' has no epoch in its 'results.csv'. Give a run that has ended one.")
+        trainer.distiller.end(student, len(rows["epoch"]) - 1, trainer.epochs, None)
         images = trainer.data[trainer.args.split]
         dataset = trainer.get_dataloader(images, max(trainer.batch_size, 1), rank=-1, mode="val").dataset
         loss, device, pull = trainer.distiller.loss, trainer.device, read_pull(folder)
-        page = write_report(trainer.task, FinishedRun(trainer.plan, folder, best, loss, dataset, device, rows, pull))
+        epochs = None if finished else trainer.epochs
+        run = FinishedRun(trainer.plan, folder, best, loss, dataset, device, rows, pull, epochs)
+        page = write_report(trainer.task, run)
     log([f"What the teacher did is in {page}"])
     return page

@@ -22,13 +22,24 @@ from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.patches import torch_load
 from ultralytics.utils.torch_utils import select_device, strip_optimizer, torch_distributed_zero_first, unwrap_model
 
-__all__ = ("ResumableTrainer",)
+__all__ = ("ResumableTrainer", "check_resumed")
 
 STATE = "run_state"  # the key of a checkpoint that holds what upstream's leaves out
 
 
 class _TrainedToEnd(Exception):
     """A run was stopped after its last epoch, so only its final evaluation is left."""
+
+
+def check_resumed(given: Any) -> None:
+    """Refuse a checkpoint to resume that is no file, where upstream would go on with the latest run.
+
+    Raises:
+        FileNotFoundError: If it is none.
+    """
+    if isinstance(given, (str, Path)) and given and not Path(given).is_file():
+        what = "is a folder" if Path(given).is_dir() else "does not exist"
+        raise FileNotFoundError(f"'resume={given}' {what}. Give the 'last.pt' of a run, in its folder 'weights'.")
 
 
 class ResumableTrainer(BaseTrainer):
@@ -60,10 +71,12 @@ class ResumableTrainer(BaseTrainer):
             overrides (dict[str, Any]): Upstream's training arguments as given.
 
         Raises:
+            FileNotFoundError: If what is to be resumed is no file.
             OSError: If the run's folder cannot be written to.
             RuntimeError: If another run trains in it.
             ValueError: If a copy of a run's checkpoint is resumed that would write to that run's folder.
         """
+        check_resumed(self.args.resume)
         super().check_resume(overrides)
         if self.resume and "save_dir" not in overrides:
             self._stay_where_its_files_are(Path(self.args.resume))

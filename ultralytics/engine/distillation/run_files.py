@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ultralytics.cfg import get_save_dir
 from ultralytics.utils import RANK
 
-__all__ = ("absolute", "claim_folder", "locked", "sweep", "whole_files")
+__all__ = ("absolute", "check_writable", "claim_folder", "locked", "sweep", "whole_files")
 
 LOCK, SCRATCH = ".lock", ".partial"  # beside the files of a run, while they are written
 ROOM = 1 << 20  # bytes that a run's folder must have room for at least
@@ -99,9 +99,27 @@ def claim_folder(args: Namespace, resumed: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as e:
-        how = "'save_dir'" if resumed else "'project'"
-        said = f"The run's folder cannot be written to: {e.strerror}. Give one that can with {how}"
-        raise OSError(e.errno, said, e.filename) from e
+        raise _unwritable(e, "'save_dir'" if resumed else "'project'") from e
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a run's folder, which need not be there, that could not be written to, and leave nothing.
+
+    Raises:
+        OSError: If it could not.
+    """
+    place = next(x for x in (folder, *folder.absolute().parents) if x.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            pass
+    except OSError as e:
+        raise _unwritable(e, "'project'") from e
+
+
+def _unwritable(e: OSError, how: str) -> OSError:
+    """Return an error in words that say how to give another folder."""
+    said = f"The run's folder cannot be written to: {e.strerror}. Give one that can with {how}"
+    return OSError(e.errno, said, e.filename)
 
 
 def _own(file: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics import YOLO
+from ultralytics.engine.distillation.resumable import check_resumed
 from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.models.yolo.detect.distill_train import DistillationDetectionTrainer
@@ -42,7 +43,8 @@ def find_trainer(settings: Mapping[str, Any]) -> type[DistillationTrainer]:
         ValueError: If the task is none that can be distilled.
     """
     if last := settings.get("resume"):
-        last = last if Path(str(last)).exists() else get_latest_run()  # as upstream finds it
+        check_resumed(last)
+        last = get_latest_run() if last is True else last  # as upstream finds it
         task = torch_load(last, map_location="cpu")["train_args"].get("task")
     else:
         task = settings.get("task") or _task_of(settings["model"])
@@ -55,7 +57,6 @@ def _task_of(model: Any) -> str:
     """Return the task of a model."""
     try:
         return YOLO(model).task
-    except FileNotFoundError as e:
-        raise FileNotFoundError(
-            f"'model={model}' does not exist. Give a student, e.g. 'model=yolo11n-cls.yaml'."
-        ) from e
+    except (FileNotFoundError, IsADirectoryError) as e:
+        what = "is a folder" if Path(str(model)).is_dir() else "does not exist"
+        raise FileNotFoundError(f"'model={model}' {what}. Give a student, e.g. 'model=yolo11n-cls.yaml'.") from e

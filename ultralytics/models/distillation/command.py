@@ -27,6 +27,7 @@ of distillation. An error is one sentence; `verbose=True` shows where it comes f
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ultralytics.cfg import CLI_HELP_MSG
 from ultralytics.cfg.distillation import DistillationArgs, parse_arguments, read_strings
 from ultralytics.engine.distillation.check import check
 from ultralytics.engine.distillation.compare import compare, compare_files
@@ -45,6 +47,7 @@ from ultralytics.models.distillation import TRAINERS, find_trainer
 from ultralytics.models.yolo.classify.distill_train import DistillationClassificationTrainer
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.distillation import methods
+from ultralytics.utils.patches import torch_load
 
 __all__ = ("COMMANDS", "check_cuda", "help_text", "main", "read_command", "run")
 
@@ -84,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (int): The exit status: 0, 1 after an error, 2 where the command line is none, 130 when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    LOGGER.addFilter(_is_no_manual)
     try:
         run(arguments)
     except KeyboardInterrupt:
@@ -96,11 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "verbose=True" in arguments or "verbose" in arguments:
             traceback.print_exc()
         told = isinstance(e, (TypeError, ValueError, SyntaxError, OSError, ImportError, RuntimeError)) and str(e)
-        said = str(e).partition("\n")[0] if isinstance(e, SyntaxError) else str(e)  # upstream adds the manual of `yolo`
-        said = " ".join(said.split())  # it breaks lines, too
+        said = " ".join(str(e).split())
         LOGGER.error(said if told else f"{type(e).__name__}: {e}. 'verbose=True' shows where it comes from.")
         return 2 if isinstance(e, SyntaxError) else 1
+    finally:
+        LOGGER.removeFilter(_is_no_manual)
     return 0
+
+
+def _is_no_manual(record: logging.LogRecord) -> bool:
+    """Tell what is logged from the manual of `yolo`, which upstream logs before it refuses an argument."""
+    return record.msg is not CLI_HELP_MSG
 
 
 def check_cuda() -> bool:
@@ -116,6 +126,9 @@ def _train(settings: dict[str, Any]) -> BaseTrainer:
     """Train the student with its teacher, or without, and return its trainer."""
     distils = settings.pop("use_distillation", True)
     trainer_class = find_trainer(_complete(settings))
+    last = settings.get("resume")
+    if not distils and isinstance(last, str) and "teacher" in torch_load(last, map_location="cpu")["train_args"]:
+        raise ValueError(f"'resume={last}' is of a run with a teacher. Leave 'use_distillation=False' out.")
     check_cuda()
     if distils:
         trainer = trainer_class(overrides=settings)
@@ -184,7 +197,13 @@ def help_text(about: str | None = __doc__) -> str:
 
 
 def _without_switch(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings for a command that has a teacher in any case."""
+    """Return settings for a command that has a teacher in any case.
+
+    Raises:
+        ValueError: If it is to have none.
+    """
+    if settings.get("use_distillation") is False:
+        raise ValueError("'use_distillation=False' is for 'train' alone. Leave it out.")
     return {k: v for k, v in settings.items() if k != "use_distillation"}
 
 

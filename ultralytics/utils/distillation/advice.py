@@ -41,6 +41,8 @@ class Figures:
         entropy (float | None): Normalized entropy of the teacher's answers at `temperature`, None without answers.
         temperature (float | None): The response loss's, None if that is off.
         balanced (bool): Whether the losses were balanced by their gradients.
+        unlike (Sequence[str]): The training arguments in which the plain run differs, besides its teacher.
+        epochs (int | None): Of a run that was stopped, how many it was to have.
     """
 
     words: str
@@ -53,6 +55,8 @@ class Figures:
     entropy: float | None = None
     temperature: float | None = None
     balanced: bool = False
+    unlike: Sequence[str] = ()
+    epochs: int | None = None
 
     def lead(self, a: str, b: str, name: str | None = None) -> float:
         """Return by how many standard errors network `a` is above `b`, on a class or on all of them."""
@@ -98,6 +102,15 @@ def jackknife_error(without: Sequence[float]) -> float:
 
 def conclude(figures: Figures) -> Verdict:
     """Return what a run has come to."""
+    verdict = _conclude(figures)
+    if figures.epochs is None:
+        return verdict
+    stopped = f"The run was stopped after epoch {len(figures.curve)} of {figures.epochs}; `resume` goes on with it."
+    return verdict._replace(text=f"{stopped} {verdict.text}")
+
+
+def _conclude(figures: Figures) -> Verdict:
+    """Return what a run has come to, or would have if it were at its end."""
     f = figures
     student, teacher, plain = (f.score.get(who) for who in ("student", "teacher", "baseline"))
     if plain is None:
@@ -112,6 +125,9 @@ def conclude(figures: Figures) -> Verdict:
     text = f"The student reaches {student:.1%} {f.words}, a plain one {plain:.1%}: {gain:+.1f} points"
     text += ", 95 % interval {:+.1f} to {:+.1f}".format(*interval) if interval else ""
     text += f" over the {f.images:,} images, for one seed; others differ."
+    if f.unlike:
+        others = ", ".join(f"`{name}`" for name in f.unlike)
+        text += f" The plain run had another {others}, so not all of it is the teacher's work."
     closed = (student - plain) / (teacher - plain) if teacher is not None and teacher > plain else None
     if closed is not None:
         text += f" That is {closed:.0%} of the way to its teacher's {teacher:.1%}."
@@ -207,7 +223,7 @@ def _classes_are_harmed(f: Figures) -> str | None:
 def _still_rising(f: Figures) -> str | None:
     """What has not levelled off was stopped too early."""
     part = len(f.curve) // 5
-    if not part or np.isnan(f.curve).any():
+    if f.epochs is not None or not part or np.isnan(f.curve).any():
         return None
     last, earlier = (100 * np.mean(x) for x in (f.curve[-part:], f.curve[-2 * part : -part]))
     if last - earlier < RISING or int(np.argmax(f.curve)) < len(f.curve) - part:

@@ -6,17 +6,18 @@ from __future__ import annotations
 import csv
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ultralytics.engine.distillation.run_files import absolute
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.patches import torch_load
 
-__all__ = ("check_baseline", "find_baseline", "read_curve")
+__all__ = ("check_baseline", "find_baseline", "read_curve", "unlike_arguments")
 
 FREE = {  # what two runs may differ in and still be compared, besides what their task's trainer ignores
     *("name", "project", "save_dir", "exist_ok", "resume"),
@@ -52,6 +53,7 @@ def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, task: D
     model = ckpt.get("model") or ckpt.get("ema")
     faults = {
         f"is of no {task.teacher_class.expected.noun} network": not isinstance(model, task.network_class),
+        f"is of the task '{arguments.get('task')}'": arguments.get("task") not in {None, task.name},
         "was trained with a teacher": "teacher" in arguments,
         "is not finished": ckpt.get("epoch") != -1,
         "has other classes": list(getattr(model, "names", {}).values()) != list(names),
@@ -74,17 +76,29 @@ def read_curve(run: Path, column: str) -> list[float]:
 
 def find_baseline(run: Path, names: Sequence[str], imgsz: int, task: DistillationTask) -> Path | None:
     """Return the newest plain run beside a run that was trained with the same arguments, seed included, or None."""
-    own = _plain_arguments(run, task)
+    own = _plain_arguments(YAML.load(run / "args.yaml"), task)
     for best in sorted(run.parent.glob("*/weights/best.pt"), key=lambda file: file.stat().st_mtime, reverse=True):
         folder = best.parents[1]
         with suppress(OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):  # unreadable ones
-            if _plain_arguments(folder, task) == own:
+            if _plain_arguments(YAML.load(folder / "args.yaml"), task) == own:
                 check_baseline(folder, names, imgsz, task)
                 return folder
     return None
 
 
-def _plain_arguments(run: Path, task: DistillationTask) -> dict[str, Any]:
-    """Return the arguments of a run that decide what plain training makes."""
+def unlike_arguments(arguments: Mapping[str, Any], baseline: Path, task: DistillationTask) -> list[str]:
+    """Return the names of the arguments in which a plain run differs from another, besides its teacher.
+
+    Args:
+        arguments (Mapping[str, Any]): Those of the other run.
+        baseline (Path): The plain run's folder.
+        task (DistillationTask): The runs' task.
+    """
+    own, theirs = (_plain_arguments(x, task) for x in (arguments, YAML.load(baseline / "args.yaml")))
+    return sorted(k for k in own.keys() | theirs.keys() if str(own.get(k)) != str(theirs.get(k)))
+
+
+def _plain_arguments(arguments: Mapping[str, Any], task: DistillationTask) -> dict[str, Any]:
+    """Return the arguments of a run that decide what plain training makes; upstream keeps `data` as it was given."""
     decisive = DEFAULT_CFG_DICT.keys() - FREE - set(task.ignored)
-    return {k: v for k, v in YAML.load(run / "args.yaml").items() if k in decisive}
+    return {k: absolute(v) if k == "data" else v for k, v in arguments.items() if k in decisive}

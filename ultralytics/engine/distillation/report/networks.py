@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.engine.distillation.report.baseline import find_baseline, read_curve
+from ultralytics.engine.distillation.report.baseline import find_baseline, read_curve, unlike_arguments
 from ultralytics.engine.distillation.report.run import FinishedRun
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.nn.distillation.class_names import read_names
 from ultralytics.nn.distillation.sources.base import without_folders
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 __all__ = ("Network", "class_names", "compared", "describe", "find_networks", "most_changed_first")
@@ -34,6 +35,7 @@ class Network:
         sizes (list[int]): Side of the images that each of these takes.
         classes (Sequence[int]): The dataset's classes that it knows.
         curve (list[float]): Its score per epoch, empty of a teacher.
+        unlike (list[str]): Of a plain run, the training arguments in which it differs, besides its teacher.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Network:
     sizes: list[int]
     classes: Sequence[int]
     curve: list[float] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
 
 
 def class_names(run: FinishedRun) -> list[str]:
@@ -76,6 +79,8 @@ def find_networks(
         networks["teacher"] = teacher
     if folder := run.plan.args.baseline or find_baseline(run.folder, names, imgsz, task):
         networks["baseline"] = checkpoint(Path(folder) / "weights" / "best.pt", Path(folder).name)
+        own = YAML.load(run.folder / "args.yaml")
+        networks["baseline"].unlike = unlike_arguments(own, Path(folder), task)
     return networks
 
 

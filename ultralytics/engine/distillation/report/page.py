@@ -70,8 +70,10 @@ def remove_report(task: DistillationTask, folder: Path) -> None:
 
 def read_pull(folder: Path) -> dict[str, float]:
     """Return how strongly each loss pulled, as an earlier report of a run says; empty where there is none."""
-    file = folder / "distillation.json"
-    return json.loads(file.read_text(encoding="utf-8"))["pull"] if file.exists() else {}
+    try:
+        return json.loads((folder / "distillation.json").read_text(encoding="utf-8"))["pull"]
+    except (OSError, ValueError, KeyError, TypeError):  # there was no report, or it is damaged
+        return {}
 
 
 def render(template: Path, **shown: Any) -> str:

@@ -30,6 +30,7 @@ class FinishedRun:
         device (torch.device): Where the teacher is.
         rows (dict[str, list]): The columns of its results.csv.
         pull (dict[str, float]): Share of each weighted loss in the gradient where all of them meet, or empty.
+        epochs (int | None): How many it was to have, if it was stopped before.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class FinishedRun:
     device: torch.device
     rows: dict[str, list]
     pull: dict[str, float]
+    epochs: int | None = None
 
 
 class ReportPart(NamedTuple):

@@ -177,6 +177,8 @@ def _figures(run: FinishedRun, networks: Mapping[str, Network], images: _Images)
         normalized_entropy(images.logits["teacher"], temperature) if softened else None,
         temperature,
         run.plan.args.distill_balance is not None,
+        unlike=networks["baseline"].unlike if "baseline" in networks else (),
+        epochs=run.epochs,
     )
 
 

@@ -153,6 +153,8 @@ def _figures(
         networks["student"].curve,
         run.pull,
         balanced=run.plan.args.distill_balance is not None,
+        unlike=networks["baseline"].unlike if "baseline" in networks else (),
+        epochs=run.epochs,
     )
 
 
