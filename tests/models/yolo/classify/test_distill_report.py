@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from helpers import DISTILLATION_LOSSES, TRAINING, train
+from helpers import DISTILLATION_LOSSES, TRAINING, plain, train
 from ultralytics import YOLO
 from ultralytics.data import ClassificationDataset
 from ultralytics.engine.distillation import trainer as distillation_trainer
@@ -392,6 +392,17 @@ def test_what_cannot_be_compared_is_no_baseline(given, words, beside):
         torch.save({**torch.load(best, weights_only=False), "epoch": 1}, best)
     with pytest.raises(ValueError, match=words):
         check_baseline(other, given.get("names", DIGITS), given.get("imgsz", 32), TASK)
+
+
+def test_a_baseline_of_other_arguments_is_warned_of(overrides, tmp_path, monkeypatch):
+    given = {**plain(overrides), "fraction": 0.2, "project": str(tmp_path / "elsewhere")}
+    baseline = train({**given, "batch": 16, "seed": 3}, ClassificationTrainer).save_dir
+    warnings = []
+    monkeypatch.setattr(LOGGER, "warning", lambda message, *args: warnings.append(str(message)))
+    for own, words in (({}, "was trained with another 'batch', 'seed'"), ({"batch": 16, "seed": 3}, None)):
+        warnings.clear()
+        DistillationClassificationTrainer(overrides={**overrides, "fraction": 0.2, "baseline": str(baseline), **own})
+        assert [words in w for w in warnings if "was trained with" in w] == ([True] if words else [])
 
 
 def test_epochs_that_were_not_validated_are_no_measurements(overrides, undrawn):
