@@ -120,6 +120,15 @@ def test_a_run_goes_on_where_its_files_lie(original, overrides, tmp_path, monkey
         assert not last.parents[1].exists()
 
 
+def test_what_is_no_checkpoint_resumes_nothing(overrides, tmp_path):
+    """Where upstream would go on with the latest run."""
+    with pytest.raises(Stopped):
+        train({**overrides, "epochs": 2, "fraction": 0.2}, on_fit_epoch_end=stop_after(0))
+    for given, what in ((tmp_path / "typo.pt", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(FileNotFoundError, match=rf"'resume={given}' {what}\. Give the 'last.pt' of a run"):
+            train({"resume": str(given)})
+
+
 def test_upstreams_checkpoints_resume_too(overrides):
     with pytest.raises(Stopped):
         train({**plain(overrides), "epochs": 2}, ClassificationTrainer, on_fit_epoch_end=stop_after(0))
