@@ -15,7 +15,7 @@ from ultralytics.utils.checks import check_yaml
 
 __all__ = ("parse_arguments",)
 
-AS_WRITTEN = {"run", *(f.name for f in fields(DistillationArgs) if f.metadata["kind"].read is read_strings)}
+AS_WRITTEN = {f.name for f in fields(DistillationArgs) if f.metadata["kind"].read is read_strings}
 
 
 def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = No
 
     Args:
         arguments (Sequence[str]): The arguments, without the program's name.
-        own (Mapping[str, Any], optional): Defaults of the program's own arguments.
+        own (Mapping[str, Any], optional): Defaults of the program's own arguments; one of text is read as written.
 
     Returns:
         (dict[str, Any]): Values by key, numbers, bools, None and lists converted.
@@ -43,7 +43,7 @@ def parse_arguments(arguments: Sequence[str], own: Mapping[str, Any] | None = No
                 key, value = parse_key_value_pair(argument)
             except AssertionError as e:  # of upstream, where nothing stands behind the sign
                 raise SyntaxError(f"'{argument}' has no value. Give one, or leave it out.") from e
-            if key in AS_WRITTEN:
+            if key in AS_WRITTEN or isinstance((own or {}).get(key), str):
                 value = as_written(argument.split("=", 1)[1].strip(), value)
         elif argument in switches:
             key, value = argument, True

@@ -7,7 +7,8 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, IterableSimpleNamespace
 
-__all__ = ("check", "silenced")
+__all__ = ("check", "silenced", "thrown_away")
 
 STEPS = 10
 
@@ -51,18 +52,16 @@ def check(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) ->
         raise ValueError("'resume=' goes on with a run that was checked when it began. Leave it out.")
     places = {k: settings.get(k) for k in ("project", "name", "save_dir")} | {"task": trainer_class.task.name}
     check_writable(get_save_dir(IterableSimpleNamespace(**places, mode="train", exist_ok=True)))
-    with tempfile.TemporaryDirectory() as elsewhere:
-        own = {**settings, "project": elsewhere, "name": "check", "save_dir": None, "exist_ok": True}
-        brief = {**own, "val": False, "plots": False, "self_distill_start": 0}
-        if settings.get("cache") == "disk":  # which would write every image again
-            brief["cache"] = False
-        if settings.get("teacher_cache") or "," in str(settings.get("device")):
-            whole = silenced(trainer_class)(overrides=own)  # refuses what is wrong with it as it is given
-            LOGGER.info("The steps below are taken on one device, and the teacher is asked in each of them.")
+    brief = {**settings, "val": False, "plots": False, "self_distill_start": 0}
+    if settings.get("cache") == "disk":  # which would write every image again
+        brief["cache"] = False
+    if settings.get("teacher_cache") or "," in str(settings.get("device")):
+        with thrown_away(trainer_class, settings) as whole:  # refuses what is wrong with it as it is given
             brief["teacher_cache"] = None
             if whole.world_size > 1:
                 brief |= {"device": whole.args.device.split(",")[0], "batch": whole.batch_size // whole.world_size}
-        trainer = _timed(trainer_class)(overrides=brief)
+        LOGGER.info("The steps below are taken on one device, and the teacher is asked in each of them.")
+    with thrown_away(_timed(trainer_class), brief) as trainer:
         with suppress(_Enough):
             trainer.train()
         return _told(trainer)
@@ -88,6 +87,19 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
 
 
+@contextmanager
+def thrown_away(trainer_class: type[BaseTrainer], settings: dict[str, Any]) -> Iterator[BaseTrainer]:
+    """Yield the trainer of a run of which no logger learns, in a folder that is there as long as it is looked at.
+
+    Args:
+        trainer_class (type[BaseTrainer]): Its class.
+        settings (dict[str, Any]): The run's arguments; where it would lie has no effect.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        place = {"project": elsewhere, "name": "run", "save_dir": None, "exist_ok": True}
+        yield silenced(trainer_class)(overrides={**settings, **place})
+
+
 def silenced(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
     """Return a trainer of whose run no logger and no callback learns."""
 
@@ -101,9 +113,9 @@ def silenced(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
 
 
 def _timed(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
-    """Return a silent trainer that measures its steps, and raises `_Enough` after them."""
+    """Return a trainer that measures its steps, and raises `_Enough` after them."""
 
-    class Timed(silenced(trainer_class)):
+    class Timed(trainer_class):
         def run_callbacks(self, event: str) -> None:
             super().run_callbacks(event)
             if event == "on_train_start":

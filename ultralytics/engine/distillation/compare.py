@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
 import re
 import tempfile
@@ -21,12 +20,12 @@ from scipy import stats
 from ultralytics import YOLO, __version__
 from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.cfg.distillation import DistillationArgs
-from ultralytics.engine.distillation.check import silenced
+from ultralytics.engine.distillation.check import thrown_away
 from ultralytics.engine.distillation.plan import Score
 from ultralytics.engine.distillation.report.baseline import read_curve
 from ultralytics.engine.distillation.report.charts import draw_seeds
 from ultralytics.engine.distillation.report.page import COMPARISON, embed, render
-from ultralytics.engine.distillation.run_files import whole_files
+from ultralytics.engine.distillation.run_files import UNREADABLE, whole_files
 from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, TQDM, IterableSimpleNamespace
@@ -73,11 +72,11 @@ def compare(trainer_class: type[DistillationTrainer], settings: dict[str, Any]) 
     project, name = settings.pop("project", None), settings.pop("name", "compare")
     distillation, training = DistillationArgs.split(settings)
     args = DistillationArgs(**{**task.defaults, **distillation})
-    with tempfile.TemporaryDirectory() as elsewhere:  # mistakes end here, before the first run
-        vetted = silenced(trainer_class)(overrides={**training, **distillation, "project": elsewhere})
+    with thrown_away(trainer_class, {**training, **distillation}) as trainer:  # mistakes end here
+        teacher_hash = trainer.distillation.teacher_hash
     setting = {"training": training, "distillation": {**distillation, "teacher": str(args.teacher)}}
     if args.teacher != "self":
-        setting["teacher_hash"] = vetted.distillation.teacher_hash
+        setting["teacher_hash"] = teacher_hash
     setting = json.loads(json.dumps(setting, default=str))  # as it is read back
     first = get_save_dir(IterableSimpleNamespace(project=project, name=name, task=task.name, exist_ok=True))
     folder, report = _begun(first, setting) or (Path(increment_path(first, mkdir=True)), {"setting": setting})
@@ -209,7 +208,7 @@ def _last_epoch(file: Path) -> int | None:
         return None
     try:
         return torch_load(file, map_location="cpu")["epoch"]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+    except UNREADABLE as e:
         LOGGER.warning(f"{file} cannot be read, so its run starts anew: {e}")
         return None
 

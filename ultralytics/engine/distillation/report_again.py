@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from ultralytics.engine.distillation.check import silenced
+from ultralytics.engine.distillation.check import thrown_away
 from ultralytics.engine.distillation.plan import log
 from ultralytics.engine.distillation.planner import moved
 from ultralytics.engine.distillation.report.page import read_pull, write_report
 from ultralytics.engine.distillation.report.run import FinishedRun
+from ultralytics.engine.distillation.run_files import UNREADABLE
 from ultralytics.engine.distillation.trainer import DistillationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
@@ -59,15 +58,14 @@ def report_again(trainer_class: type[DistillationTrainer], folder: Path, setting
     try:
         student = load_checkpoint(best)[0]
         finished = torch_load(last if last.is_file() else best, map_location="cpu")["epoch"] == -1
-    except (OSError, RuntimeError, TypeError, EOFError, KeyError, pickle.UnpicklingError) as e:
+    except (*UNREADABLE, TypeError, KeyError) as e:
         raise ValueError(
             f"'run={folder}' has weights that cannot be read ({type(e).__name__}). Give another run."
         ) from e
     baseline = recorded.get("baseline")
-    with tempfile.TemporaryDirectory() as elsewhere:
-        own = {"project": elsewhere, "name": folder.name, "save_dir": None, "resume": None, "exist_ok": True}
-        own |= {"teacher_cache": None, "val": True, "baseline": baseline if Path(str(baseline)).is_dir() else None}
-        trainer = silenced(trainer_class)(overrides={**recorded, **own, **settings})
+    own = {"resume": None, "teacher_cache": None, "val": True}
+    own["baseline"] = baseline if Path(str(baseline)).is_dir() else None
+    with thrown_away(trainer_class, {**recorded, **own, **settings}) as trainer:
         trainer.setup_model()
         if not (trainer.distiller.weights and trainer.task.charts):
             raise ValueError(f"'run={folder}' has nothing to report, as no loss of its teacher had a weight.")

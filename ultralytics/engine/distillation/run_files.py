@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import tempfile
 from argparse import Namespace
@@ -16,8 +17,9 @@ from filelock import FileLock, Timeout
 from ultralytics.cfg import get_save_dir
 from ultralytics.utils import RANK
 
-__all__ = ("absolute", "check_writable", "claim_folder", "locked", "sweep", "whole_files")
+__all__ = ("UNREADABLE", "absolute", "check_writable", "claim_folder", "locked", "sweep", "whole_files")
 
+UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what reading a damaged checkpoint raises
 LOCK, SCRATCH = ".lock", ".partial"  # beside the files of a run, while they are written
 ROOM = 1 << 20  # bytes that a run's folder must have room for at least
 

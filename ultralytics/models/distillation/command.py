@@ -31,7 +31,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,11 @@ from ultralytics.utils.patches import torch_load
 __all__ = ("COMMANDS", "check_cuda", "help_text", "main", "read_command", "run")
 
 
-def read_command(arguments: Sequence[str], own: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+def read_command(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return the command of a command line, and its settings.
 
     Args:
         arguments (Sequence[str]): A command and `key=value`, without the program's name.
-        own (Mapping[str, Any], optional): Arguments of the command's own, with their defaults.
 
     Raises:
         SyntaxError: If the command is none, or an argument is no `key=value`.
@@ -68,7 +67,7 @@ def read_command(arguments: Sequence[str], own: Mapping[str, Any] | None = None)
     command, *rest = arguments
     if command not in COMMANDS:
         raise SyntaxError(f"'{command}' is no command. Give one of {list(COMMANDS)}, e.g. 'yolo-distill train'.")
-    return command, parse_arguments(rest, {"use_distillation": True, **(own or {})})
+    return command, parse_arguments(rest, {"use_distillation": True, "run": ""})
 
 
 def run(arguments: Sequence[str]) -> Any:

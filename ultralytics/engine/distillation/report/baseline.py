@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import csv
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from ultralytics.engine.distillation.run_files import absolute
+from ultralytics.engine.distillation.run_files import UNREADABLE, absolute
 from ultralytics.engine.distillation.task import DistillationTask
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.patches import torch_load
@@ -48,7 +47,7 @@ def check_baseline(folder: str | Path, names: Sequence[str], imgsz: int, task: D
     arguments = YAML.load(arguments)
     try:
         ckpt = torch_load(best, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
+    except UNREADABLE as e:
         raise ValueError(f"'baseline={folder}' has a 'weights/best.pt' that cannot be read: {e}") from e
     model = ckpt.get("model") or ckpt.get("ema")
     faults = {
