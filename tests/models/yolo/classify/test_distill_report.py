@@ -202,6 +202,11 @@ for (const width of [1920, 1280, 390]) {
     const page = frame.contentDocument, all = query => [...page.querySelectorAll(query)];
     const right = element => element.getBoundingClientRect().right;
     const head = all("table.sort th")[1], body = head.closest("table").tBodies[0];
+    const lines = element => {
+      const range = page.createRange();
+      range.selectNodeContents(element);
+      return range.getClientRects().length;
+    };
     const column = () => [...body.rows].map(row => parseFloat(row.cells[1].textContent));
     head.querySelector("button").click();
     const falling = column();
@@ -217,6 +222,7 @@ for (const width of [1920, 1280, 390]) {
       narrowest: Math.min(...all("figure svg, figure img").map(x => x.getBoundingClientRect().width)),
       unnamed: all("img:not([alt]), [role=img]:not([aria-label])").length,
       beyond: Math.max(...all("svg text").map(x => right(x) - right(x.closest(".card")))),
+      split: all(".first td:first-child").filter(x => lines(x) > 1).length,
       falling, rising, enlarges: enlarged ? enlarged.width >= enlarged.naturalWidth : !zoom,
       columns: new Set(all(".charts > .card").map(x => Math.round(right(x)))).size,
     }));
@@ -242,6 +248,7 @@ def look_at(page, folder):
         assert row["beyond"] <= 0  # nothing that is written in a chart is cut off
         assert row["falling"] == row["rising"][::-1] == sorted(row["rising"], reverse=True)
         assert row["enlarges"]
+        assert row["split"] == 0  # a network's name stands on one line
     return found
 
 
